@@ -1,0 +1,49 @@
+"""varax: a probabilistic programming language on JAX with programmable variational inference."""
+
+from .ppl import dist, errors, estimators, objectives
+from .ppl.fit import FitResult, fit
+from .ppl.functions import (
+    condition,
+    do,
+    expect,
+    generate,
+    grad,
+    log_density,
+    seed,
+    simulate,
+    value_and_grad,
+)
+from .ppl.language import deterministic, factor, masked, sample, scaled
+from .ppl.measure import Capability, Measure
+from .ppl.model import Model, model
+from .ppl.trace import Trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Capability",
+    "FitResult",
+    "Measure",
+    "Model",
+    "Trace",
+    "condition",
+    "deterministic",
+    "dist",
+    "do",
+    "errors",
+    "estimators",
+    "expect",
+    "factor",
+    "fit",
+    "generate",
+    "grad",
+    "log_density",
+    "masked",
+    "model",
+    "objectives",
+    "sample",
+    "scaled",
+    "seed",
+    "simulate",
+    "value_and_grad",
+]

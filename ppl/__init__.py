@@ -1,0 +1,1 @@
+"""The language: models, measures, traces, objectives and the common training loop."""

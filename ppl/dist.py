@@ -1,0 +1,3 @@
+"""Distributions: all of `numpyro.distributions`."""
+
+from numpyro.distributions import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""The exceptions of varax, public as `varax.errors`."""
+
+from ..transforms.errors import *  # noqa: F403

@@ -1,0 +1,2 @@
+"""stub"""
+FitResult=fit=None

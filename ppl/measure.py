@@ -1,0 +1,120 @@
+"""Measures: programs with their arguments, ready to be sampled, scored and conditioned."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ..transforms import seed as _seed
+from ..transforms import trace as _trace
+from ..transforms.choices import Choices, layout
+from ..transforms.edit import Condition, Do
+from ..transforms.errors import show_address
+from ..transforms.staging import stage
+from .trace import Trace
+
+
+class Capability(enum.Enum):
+    """What a measure can do. An operation that needs a missing one raises `CapabilityError`."""
+
+    SAMPLEABLE = "simulate draws from it"
+    DENSITY = "log_density is exact"
+    UNNORMALISED = "log_density is exact up to a constant; simulate does not draw from it"
+
+
+class Measure:
+    """A program closed over its arguments: a measure on its random choices.
+
+    Made by calling a `Model`. It may be sampled in another program, `vx.sample("local", m)`, which
+    nests its addresses.
+    """
+
+    def __init__(self, program: Callable[[], Any], name: str):
+        self.program = program
+        self.name = name
+
+    def simulate(self, key: jax.Array | None = None) -> Trace:
+        """Run forward.
+
+        Args:
+            key: randomness. Without it the draws stay random choices of the program that calls
+                this, an objective for example.
+
+        Raises:
+            CapabilityError: the program observes or weighs.
+            DuplicateAddressError, LoopDensityError: its choices have no layout.
+            UnhandledSampleError: no key, and not inside a program.
+        """
+        return _keyed(lambda: Trace.of(*_trace.simulate(self.program)), key)
+
+    def log_density(self, choices: Choices) -> jax.Array:
+        """Joint log density of the choices and of the program's observations: a scalar, in nats.
+
+        Args:
+            choices: a value for every unobserved address, and no other address.
+
+        Raises:
+            MissingAddressError, UnknownAddressError, AddressMismatchError: the addresses differ.
+            ShapeError: a value has not its address's shape; nothing is broadcast.
+            SupportError: a value known now lies outside its support (otherwise the density there
+                is the distribution's own: minus infinity or NaN).
+            LoopDensityError: the program samples in a `while_loop`.
+        """
+        return _trace.log_density(self.program, choices)
+
+    def generate(self, key: jax.Array | None, observations: Choices) -> tuple[Trace, jax.Array]:
+        """Run forward with some choices given: a trace of all choices, and its log weight.
+
+        The weight is the log density of what was given (and of observations and factors), so
+        E[exp(weight)] is the evidence. `key=None` as in `simulate`.
+        """
+
+        def run() -> tuple[Trace, jax.Array]:
+            value, record = _trace.generate(self.program, observations)
+            return Trace.of(value, record), record.weight
+
+        return _keyed(run, key)
+
+    def condition(self, observations: Choices) -> Measure:
+        """The unnormalised measure over the other addresses, these fixed to their values."""
+
+        def program() -> Any:
+            return _trace.edit(self.program, observations, Condition, "condition")
+
+        return Measure(program, f"{self.name}.condition({_names(observations)})")
+
+    def do(self, values: Choices) -> Measure:
+        """Set addresses from outside: they are no longer random, what follows uses the values."""
+
+        def program() -> Any:
+            return _trace.edit(self.program, values, Do, "do")
+
+        return Measure(program, f"do({self.name}, {_names(values)})")
+
+    @property
+    def addresses(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every unobserved choice, by address (nested ones as `outer/inner`)."""
+        entries = _trace.addresses(self.program)
+        return {show_address(a): e.shape for a, e in entries.items()}
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What this measure can do."""
+        jaxpr = stage(self.program).jaxpr
+        if layout(jaxpr, kinds=("observe", "factor")):
+            return frozenset({Capability.UNNORMALISED})
+        return frozenset({Capability.SAMPLEABLE, Capability.DENSITY})
+
+    def __repr__(self) -> str:
+        return f"Measure({self.name})"
+
+
+def _names(choices: Choices) -> str:
+    return "{" + ", ".join(choices) + "}"
+
+
+def _keyed(run: Callable[[], Any], key: jax.Array | None) -> Any:
+    return run() if key is None else _seed.seed(run, key)

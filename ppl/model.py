@@ -1,0 +1,36 @@
+"""`@vx.model`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from .measure import Measure
+
+
+class Model:
+    """A generative program. Calling it with arguments gives a `Measure`; nothing runs yet.
+
+    Arguments are anything: arrays, Python numbers, Equinox modules. Parameters are arguments.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Measure:
+        name = getattr(self.function, "__name__", "model")
+        return Measure(lambda: self.function(*args, **kwargs), name)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Model:
+        """As a method: `self` is the first argument."""
+        return self if instance is None else Model(functools.partial(self.function, instance))
+
+    def __repr__(self) -> str:
+        return f"Model({getattr(self.function, '__name__', self.function)})"
+
+
+def model(function: Callable[..., Any]) -> Model:
+    """Make a function that calls `vx.sample` a `Model`."""
+    return Model(function)

@@ -1,0 +1,8 @@
+"""Programs -> programs. Knows jaxprs and sample sites; knows nothing of models or guides.
+
+Read in this order: `site` (the primitive), `staging`, `interpreter` and `control` (the shared
+engine), then the transformations: `seed`, `trace` (simulate, log_density, generate), `edit`
+(nest, scale, mask, condition, do), `expect` with `plan` and `estimators`, `derivatives`.
+"""
+
+from . import control as _control  # noqa: F401  registers the control-flow rules

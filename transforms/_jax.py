@@ -1,0 +1,158 @@
+"""Every private, unstable or version-dependent JAX name that varax needs, and nothing else.
+
+JAX 0.10 to 0.12. The differences met so far: from 0.12 an open and a closed jaxpr are one class,
+and `scan` describes its operands by a tree (`ft_in`) instead of two counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import source_info_util
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, jaxpr_as_fun
+from jax.extend.core.primitives import (
+    closed_call_p,
+    cond_p,
+    custom_jvp_call_p,
+    custom_vjp_call_p,
+    jit_p,
+    remat_p,
+    scan_p,
+    while_p,
+)
+from jax.interpreters import ad, batching, mlir
+
+__all__ = [
+    "Jaxpr",
+    "JaxprEqn",
+    "Literal",
+    "Primitive",
+    "closed_call_p",
+    "cond_p",
+    "custom_jvp_call_p",
+    "custom_vjp_call_p",
+    "jaxpr_as_fun",
+    "jit_p",
+    "remat_p",
+    "scan_p",
+    "while_p",
+]
+
+CONCRETIZATION_ERRORS = (
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.ConcretizationTypeError,
+)
+
+
+def is_traced(x: Any) -> bool:
+    """True where `x` has no concrete value yet."""
+    return isinstance(x, jax.core.Tracer)
+
+
+def shaped_array(shape: tuple[int, ...], dtype: Any) -> Any:
+    return jax.core.ShapedArray(shape, dtype)
+
+
+def opened(jaxpr: Any) -> tuple[Any, list[Any]]:
+    """`(jaxpr, consts)` of an open or closed jaxpr."""
+    return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
+
+
+def input_vars(jaxpr: Any) -> list[Any]:
+    """Variables for `[*consts, *args]`."""
+    found = getattr(jaxpr, "all_invars", None)
+    return list(found) if found is not None else [*jaxpr.constvars, *jaxpr.invars]
+
+
+def subjaxprs(eqn: JaxprEqn) -> Iterator[Any]:
+    """The jaxprs among an equation's parameters (not those behind thunks)."""
+    for param in eqn.params.values():
+        for item in param if isinstance(param, (tuple, list)) else (param,):
+            if hasattr(item, "eqns") or hasattr(item, "jaxpr"):
+                yield item
+
+
+def bind_again(eqn: JaxprEqn, operands: list[Any]) -> list[Any]:
+    """Evaluate an equation under the current trace, keeping its source line and name scope."""
+    stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
+    params = eqn.primitive.get_bind_params(eqn.params)
+    with (
+        source_info_util.user_context(eqn.source_info.traceback, name_stack=stack),
+        eqn.ctx.manager,
+    ):
+        out = eqn.primitive.bind(*operands, **params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def source_line(eqn: JaxprEqn) -> str:
+    """`file:line (function)` of the user's code that made an equation."""
+    return source_info_util.summarize(eqn.source_info)
+
+
+def scan_counts(eqn: JaxprEqn) -> tuple[int, int]:
+    """`(number of constants, number of carries)` among a scan's operands."""
+    if "num_consts" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry, _ = eqn.params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def set_rules(
+    primitive: Primitive, *, impl: Any, abstract: Any, batch: Any, jvp: Any, lower: Any
+) -> None:
+    """Register a primitive's rules; `batch(axis_size, operands, dims, **params)` sees every vmap."""
+    primitive.def_impl(impl)
+    primitive.def_abstract_eval(abstract)
+    ad.primitive_jvps[primitive] = jvp
+    mlir.register_lowering(primitive, lower)
+
+    def fancy(axis_data: Any, operands: Any, dims: Any, **params: Any) -> Any:
+        return batch(axis_data.size, operands, dims, **params)
+
+    batching.fancy_primitive_batchers[primitive] = fancy
+
+
+def to_front(x: Any, dim: int | None) -> Any:
+    """Move a mapped dimension to the front; leave an unmapped operand alone."""
+    return x if dim is None else jnp.moveaxis(x, dim, 0)
+
+
+def override_batching(primitive: Primitive, make: Any) -> None:
+    """Replace the batching rule of JAX's own `primitive` by `make(original)`."""
+    rules = batching.fancy_primitive_batchers
+    rules[primitive] = make(rules[primitive])
+
+
+def params_behind(tracer: Any, primitive: Primitive) -> list[dict[str, Any]]:
+    """Parameters of the equations of `primitive` that a tracer depends on, as far as it knows.
+
+    Used for error messages only: where JAX keeps no history the list is empty.
+    """
+    found, seen, stack = [], set(), [tracer]
+    while stack:
+        at = stack.pop()
+        if id(at) in seen or not is_traced(at):
+            continue
+        seen.add(id(at))
+        if (eqn := getattr(at, "parent", None)) is not None:
+            if eqn.primitive is primitive:
+                found.append(eqn.params)
+            stack.extend(eqn.in_tracers)
+        else:
+            stack.append(getattr(at, "val", None))
+    return found[::-1]
+
+
+def jvp_of(function: Any, primals: Any, tangents: Any) -> Any:
+    """`jax.jvp` where some tangents may be symbolic zeros."""
+    return jax.jvp(function, primals, [ad.instantiate_zeros(t) for t in tangents])
+
+
+def lower_as(function: Any) -> Any:
+    """A lowering rule that inlines `function`."""
+    return mlir.lower_fun(function, multiple_results=False)

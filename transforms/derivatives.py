@@ -1,0 +1,87 @@
+"""`grad` and `value_and_grad`: JAX's, key first, of the expectation instead of one run.
+
+    law:  E[vx.grad(f)(key, theta)] = d E[f(theta)] / d theta
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .expect import expect
+
+
+def value_and_grad(
+    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
+    """`(key, *args) -> (estimate of E[f], estimate of its gradient)`, both unbiased.
+
+    Args:
+        f: a program with a scalar value, or with `has_aux` a pair of a scalar and a pytree.
+        argnums: which arguments of f to differentiate, counted without the key.
+        has_aux: as in `jax.value_and_grad`.
+
+    The gradient has the tree of the argument. Leaves that are not floating-point arrays or numbers
+    (functions in an Equinox module, integers) have no derivative: None stands in their place.
+    """
+    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    estimate = expect(f)
+
+    @functools.wraps(f)
+    def wrapped(key: jax.Array, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        chosen = [args[n] for n in numbers]
+        floats, rest = zip(*(split_floats(a) for a in chosen), strict=True)
+
+        def of_floats(floats: tuple[Any, ...]) -> Any:
+            full = list(args)
+            for n, x, r in zip(numbers, floats, rest, strict=True):
+                full[n] = join(x, r)
+            return estimate(key, *full, **kwargs)
+
+        value, grads = jax.value_and_grad(of_floats, has_aux=has_aux)(tuple(floats))
+        return value, grads[0] if isinstance(argnums, int) else grads
+
+    return wrapped
+
+
+def grad(
+    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
+    """`(key, *args) -> unbiased estimate of the gradient of E[f]`; see `value_and_grad`."""
+    both = value_and_grad(f, argnums, has_aux)
+
+    @functools.wraps(f)
+    def wrapped(key: jax.Array, *args: Any, **kwargs: Any) -> Any:
+        value, grads = both(key, *args, **kwargs)
+        return (grads, value[1]) if has_aux else grads
+
+    return wrapped
+
+
+def is_float(x: Any) -> bool:
+    """True for what JAX differentiates: floating-point arrays and Python floats."""
+    if isinstance(x, (bool, int, str)) or not (isinstance(x, (float, complex)) or _has_dtype(x)):
+        return False
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+
+
+def _has_dtype(x: Any) -> bool:
+    return hasattr(x, "dtype") and hasattr(x, "shape")
+
+
+def split_floats(tree: Any) -> tuple[Any, Any]:
+    """A tree's floats and its other leaves, None in the place of the others."""
+    floats = jax.tree.map(lambda x: x if is_float(x) else None, tree)
+    rest = jax.tree.map(lambda x: None if is_float(x) else x, tree)
+    return floats, rest
+
+
+def join(floats: Any, rest: Any) -> Any:
+    """The inverse of `split_floats`."""
+    return jax.tree.map(
+        lambda x, r: r if x is None else x, floats, rest, is_leaf=lambda x: x is None
+    )

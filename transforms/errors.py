@@ -1,0 +1,117 @@
+"""The exceptions of varax: what was expected, what came, where in the user's program, what to do."""
+
+from __future__ import annotations
+
+
+class VaraxError(Exception):
+    """Base class. The message has a headline and labelled lines, empty ones left out.
+
+    Args:
+        headline: one sentence.
+        address: the random choice concerned.
+        expected, got: what the operation needs and what it was given.
+        where: `file:line (function)` in the user's program.
+        fix: the way out.
+    """
+
+    def __init__(
+        self,
+        headline: str,
+        *,
+        address: tuple[str, ...] | str | None = None,
+        expected: object = None,
+        got: object = None,
+        where: str | None = None,
+        fix: str | None = None,
+    ):
+        shown = show_address(address) if address else None
+        rows = {"address": shown, "expected": expected, "got": got, "at": where, "fix": fix}
+        lines = [f"  {label + ':':<10}{text}" for label, text in rows.items() if text is not None]
+        super().__init__("\n".join([headline, *lines]))
+        self.address = shown
+        self.where = where
+
+
+def show_address(address: tuple[str, ...] | str) -> str:
+    """`("local", "z")` is written `local/z`."""
+    return address if isinstance(address, str) else "/".join(address)
+
+
+class AddressError(VaraxError):
+    """The addresses of a program and of the choices given to it do not fit."""
+
+
+class DuplicateAddressError(AddressError):
+    """Two random choices of one program share an address."""
+
+
+class MissingAddressError(AddressError):
+    """A density was asked for and some addresses have no value."""
+
+
+class UnknownAddressError(AddressError):
+    """A value was given for an address that the program does not have."""
+
+
+class AddressMismatchError(MissingAddressError, UnknownAddressError):
+    """Some addresses are missing and others unknown."""
+
+
+class GuideMismatchError(AddressMismatchError):
+    """A guide's addresses are not the model's unobserved addresses."""
+
+
+class ShapeError(VaraxError):
+    """A value has not the shape of its random choice (broadcasting is never assumed)."""
+
+
+class SupportError(VaraxError):
+    """A value lies outside the support of its distribution."""
+
+
+class UnhandledSampleError(VaraxError):
+    """`vx.sample` ran where nothing gives it a meaning."""
+
+
+class HiddenSampleError(VaraxError):
+    """A random choice sits inside a primitive for which varax has no rule."""
+
+
+class LoopDensityError(VaraxError):
+    """The density of a `while_loop` that samples was asked for."""
+
+
+class TracedBranchError(VaraxError):
+    """Python control flow depends on a traced value."""
+
+
+class DifferentiationError(VaraxError):
+    """JAX's own derivative met a random choice, or a derivative that would be silently wrong."""
+
+
+class CapabilityError(VaraxError):
+    """An operation needs a capability that the measure does not have."""
+
+
+class EstimatorError(VaraxError):
+    """An estimator cannot serve the distribution of its site."""
+
+
+class NotReparameterizableError(EstimatorError):
+    """A pathwise estimator was asked of a distribution without a differentiable sampler."""
+
+
+class EnumerationError(EstimatorError):
+    """Enumeration was asked of an infinite or continuous support, or of too many paths."""
+
+
+class NonFiniteError(VaraxError):
+    """A fit met a value, a density or a gradient that is not finite.
+
+    Attributes:
+        step: the first step, counted from 0, at which it happened.
+        params: the parameters at the start of that step.
+    """
+
+    step: int
+    params: object

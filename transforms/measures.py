@@ -1,0 +1,120 @@
+"""What a site may hold besides a distribution: a scaled or a masked measure.
+
+A site's measure has `sample(key)` and `log_prob(value)`, the law of its draws, and the array
+shapes `batch_shape` and `event_shape`; distributions of NumPyro have them. `log_density(measure,
+value)` is what the site contributes to its program's density; it differs from the law for
+`Scaled` alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as npd
+
+Array = jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """The density of `base` raised to the power `factor`; draws are those of `base`.
+
+    Minibatches (`factor = N / B`) and tempering. Unnormalised unless `factor == 1`.
+    """
+
+    base: Any
+    factor: Any  # scalar, or broadcastable to the batch shape
+
+    def sample(self, key: Array) -> Array:
+        return self.base.sample(key)
+
+    def rsample(self, key: Array) -> Array:
+        return self.base.rsample(key)
+
+    def log_prob(self, value: Array) -> Array:
+        return self.base.log_prob(value)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Masked:
+    """`base` where `mask` is true, absent elsewhere.
+
+    Where it is absent the value is a constant inside the support and the density is 1, so neither
+    the value nor the parameters there have any influence.
+    """
+
+    base: Any
+    mask: Any  # bool, broadcastable to the batch shape
+
+    def sample(self, key: Array) -> Array:
+        return self.fill(self.base.sample(key))
+
+    def rsample(self, key: Array) -> Array:
+        return self.fill(self.base.rsample(key))
+
+    def log_prob(self, value: Array) -> Array:
+        return jnp.where(self.mask, self.base.log_prob(self.fill(value)), 0.0)
+
+    def fill(self, value: Array) -> Array:
+        """`value` where present, a constant inside the support elsewhere."""
+        mask = jnp.asarray(self.mask)
+        mask = mask.reshape(mask.shape + (1,) * len(event_shape(self.base)))
+        return jnp.where(mask, value, jax.lax.stop_gradient(_feasible(self.base, value)))
+
+
+def _feasible(measure: Any, value: Array) -> Array:
+    found = innermost(measure).support.feasible_like(value)
+    return jnp.broadcast_to(found, value.shape).astype(value.dtype)
+
+
+def innermost(measure: Any) -> Any:
+    """The distribution under any scaling and masking."""
+    return innermost(measure.base) if isinstance(measure, (Scaled, Masked)) else measure
+
+
+def event_shape(measure: Any) -> tuple[int, ...]:
+    """The trailing axes that are one event; the others are independent."""
+    return tuple(getattr(innermost(measure), "event_shape", ()))
+
+
+def log_density(measure: Any, value: Array) -> Array:
+    """What a site contributes to its program's log density: shape of the measure's batch."""
+    if isinstance(measure, Scaled):
+        return measure.factor * log_density(measure.base, value)
+    if isinstance(measure, Masked):
+        inner = log_density(measure.base, measure.fill(value))
+        return jnp.where(measure.mask, inner, 0.0)
+    return measure.log_prob(value)
+
+
+def is_reparameterizable(measure: Any) -> bool:
+    """True where `rsample` gives a draw that is differentiable in the parameters."""
+    return bool(getattr(innermost(measure), "has_rsample", False))
+
+
+def is_discrete(measure: Any) -> bool:
+    """True for a measure on integers."""
+    return bool(getattr(innermost(measure), "is_discrete", False))
+
+
+def element_support(measure: Any) -> Array | None:
+    """All values of one element, shape `[K, *event]`, or None if they cannot be listed.
+
+    An element is one entry of the batch; an `Independent` wrapper is looked through, so its
+    elements are those of the distribution inside.
+    """
+    measure = innermost(measure)
+    while isinstance(measure, (npd.Independent, npd.ExpandedDistribution, npd.MaskedDistribution)):
+        measure = measure.base_dist
+    if not getattr(measure, "has_enumerate_support", False):
+        return None
+    try:
+        support = measure.enumerate_support(expand=False)
+    except (NotImplementedError, TypeError, jax.errors.JAXTypeError):
+        return None
+    return support.reshape((support.shape[0], *measure.event_shape))

@@ -1,0 +1,221 @@
+"""The sample primitive: one equation per random choice, observation, factor or recorded value.
+
+`bind_site` leaves an equation that carries its address, its measure's tree, its lanes and its
+estimator. It computes nothing: transformations give it a meaning, and anything else that meets it
+(running it, compiling it, `jax.grad`) raises an error that names the address.
+
+A `vmap` adds a *lane*. JAX calls the batching rule below for every vmap, also when no operand is
+mapped and when the site sits in a nested jit, scan or cond, so two lanes never share a draw.
+Lanes lead the value's shape, outermost first; the axes of scans that contain the site lead those.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Literal, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import _jax
+from .errors import DifferentiationError, UnhandledSampleError
+from .source import user_line
+
+Kind = Literal["draw", "observe", "factor", "record"]
+Address = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """What an equation says about one site; its operands are the array leaves of `(measure, value)`."""
+
+    address: Address
+    kind: Kind
+    tree: Any  # of (measure, value), where value is None for a draw
+    statics: tuple[Any, ...]  # its leaves, with ARRAY in the place of each operand
+    value: jax.ShapeDtypeStruct  # of one lane
+    lanes: tuple[int, ...] = ()  # outermost first
+    mapped: tuple[tuple[bool, ...], ...] = ()  # per lane, per operand
+    estimator: Any = None
+    line: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the value: lanes, then one lane's value."""
+        return self.lanes + self.value.shape
+
+
+class _Array:
+    def __repr__(self) -> str:
+        return "ARRAY"
+
+
+ARRAY = _Array()
+_STATIC = (bool, int, float, str)  # leaves that stay Python values and keep their weak types
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """A small NumPy array as a hashable constant: a `total_count` stays known while tracing."""
+
+    data: bytes
+    shape: tuple[int, ...]
+    dtype: str
+
+    @staticmethod
+    def of(x: np.ndarray) -> Fixed:
+        return Fixed(x.tobytes(), x.shape, x.dtype.str)
+
+    def array(self) -> np.ndarray:
+        return np.frombuffer(self.data, self.dtype).reshape(self.shape)
+
+
+def _static(leaf: Any) -> Any:
+    """A hashable constant for a leaf that is one, ARRAY for an operand."""
+    if isinstance(leaf, np.ndarray) and leaf.size <= 64:
+        return Fixed.of(leaf)
+    return leaf if isinstance(leaf, _STATIC) else ARRAY
+
+
+def _leaf(static: Any) -> Any:
+    return static.array() if isinstance(static, Fixed) else static
+site_p = _jax.Primitive("sample")
+
+
+def make_site(
+    address: Address, kind: Kind, measure: Any, value: Any = None, *, estimator: Any = None
+) -> tuple[Site, list[jax.Array]]:
+    """A site of one lane and its operands. A value that is given is data, so always an operand."""
+    leaves, tree = jax.tree.flatten((measure, value))
+    given = len(jax.tree.leaves(value))
+    statics = [_static(x) for x in leaves[: len(leaves) - given]] + [ARRAY] * given
+    operands = [jnp.asarray(x) for x, s in zip(leaves, statics, strict=True) if s is ARRAY]
+    aval = value_shape(measure) if kind == "draw" else jax.typeof(operands[-1])
+    shape = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+    site = Site(
+        address, kind, tree, tuple(statics), shape, estimator=estimator, line=user_line()
+    )
+    return site, operands
+
+
+def bind_site(site: Site, operands: list[Any]) -> jax.Array:
+    """Leave a site in the program that is being traced; its value."""
+    return site_p.bind(*operands, site=site)
+
+
+def rebind(site: Site, operands: list[Any], **changes: Any) -> jax.Array:
+    """Leave the same site, lanes included, in the program that is being traced now."""
+    return site_p.bind(*operands, site=dataclasses.replace(site, **changes))
+
+
+def unpack(site: Site, operands: Any) -> tuple[Any, Any]:
+    """The `(measure, value)` of one lane."""
+    left = iter(operands)
+    leaves = [next(left) if s is ARRAY else _leaf(s) for s in site.statics]
+    return jax.tree.unflatten(site.tree, leaves)
+
+
+def over_lanes(site: Site, function: Any, operands: list[Any], *lane_args: Any) -> Any:
+    """`function(measure, value, *args)` of every lane; `lane_args` have the lanes in front."""
+
+    def one(ops: list[Any], args: tuple[Any, ...]) -> Any:
+        return function(*unpack(site, ops), *args)
+
+    for size, mapped in zip(reversed(site.lanes), reversed(site.mapped), strict=True):
+        axes = ([0 if m else None for m in mapped], 0)
+        one = jax.vmap(one, in_axes=axes, axis_size=size)
+    return one(operands, lane_args)
+
+
+def value_shape(measure: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of one draw, without drawing."""
+    leaves, tree = jax.tree.flatten(measure)
+    statics = [_static(x) for x in leaves]
+    avals = tuple(
+        (ARRAY, jnp.shape(x), jnp.result_type(x)) if s is ARRAY else (type(s), s)
+        for x, s in zip(leaves, statics, strict=True)
+    )
+    return _value_shape(tree, avals, bool(jax.config.jax_enable_x64))
+
+
+@functools.lru_cache(maxsize=4096)
+def _value_shape(tree: Any, avals: tuple[Any, ...], x64: bool) -> jax.ShapeDtypeStruct:
+    arrays = [jax.ShapeDtypeStruct(*a[1:]) for a in avals if a[0] is ARRAY]
+
+    def draw(key: jax.Array, arrays: list[jax.Array]) -> jax.Array:
+        left = iter(arrays)
+        leaves = [next(left) if a[0] is ARRAY else _leaf(a[1]) for a in avals]
+        return jax.tree.unflatten(tree, leaves).sample(key)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(draw, key, arrays)
+
+
+def has_sites(jaxpr: Any) -> bool:
+    """True where a site is in the jaxpr or in one of its sub-jaxprs."""
+    jaxpr, _ = _jax.opened(jaxpr)
+    return any(eqn_has_sites(eqn) for eqn in jaxpr.eqns)
+
+
+def eqn_has_sites(eqn: _jax.JaxprEqn) -> bool:
+    """True where an equation is a site or hides one."""
+    return eqn.primitive is site_p or any(has_sites(sub) for sub in _jax.subjaxprs(eqn))
+
+
+def first_site(jaxpr: Any) -> Site:
+    """The first site of a jaxpr that has one."""
+    jaxpr, _ = _jax.opened(jaxpr)
+    for eqn in jaxpr.eqns:
+        if eqn.primitive is site_p:
+            return eqn.params["site"]
+        for sub in _jax.subjaxprs(eqn):
+            if has_sites(sub):
+                return first_site(sub)
+    raise LookupError("no site in this jaxpr")
+
+
+# ---- the primitive's own rules
+
+
+def _abstract(*_: Any, site: Site) -> Any:
+    return _jax.shaped_array(site.shape, site.value.dtype)
+
+
+def _batch(size: int, operands: Any, dims: Any, *, site: Site) -> tuple[jax.Array, int]:
+    operands = [_jax.to_front(x, d) for x, d in zip(operands, dims, strict=True)]
+    mapped = tuple(d is not None for d in dims)
+    site = dataclasses.replace(
+        site, lanes=(size, *site.lanes), mapped=(mapped, *site.mapped)
+    )
+    return site_p.bind(*operands, site=site), 0
+
+
+def _unhandled(*_: Any, site: Site) -> NoReturn:
+    raise UnhandledSampleError(
+        "A random choice ran outside any transformation, so nothing says how to draw it.",
+        address=site.address,
+        where=site.line,
+        fix="give randomness with vx.seed(program)(key, ...), or use a measure's "
+        "simulate(key), log_density(choices), vx.expect or vx.value_and_grad",
+    )
+
+
+def _lower(ctx: Any, *_: Any, site: Site) -> NoReturn:
+    _unhandled(site=site)
+
+
+def _jvp(primals: Any, tangents: Any, *, site: Site) -> NoReturn:
+    raise DifferentiationError(
+        "JAX's derivative met a random choice: differentiating through a draw needs an estimator.",
+        address=site.address,
+        where=site.line,
+        fix="use vx.grad or vx.value_and_grad in the place of jax.grad, or draw first and "
+        "differentiate a density at the value that was drawn",
+    )
+
+
+_jax.set_rules(
+    site_p, impl=_unhandled, abstract=_abstract, batch=_batch, jvp=_jvp, lower=_lower
+)
