@@ -1,5 +1,6 @@
 """varax: a probabilistic programming language on JAX with programmable variational inference."""
 
+from . import kernels
 from .ppl import dist, errors, estimators, objectives
 from .ppl.fit import FitResult, fit
 from .ppl.functions import (
@@ -9,6 +10,7 @@ from .ppl.functions import (
     generate,
     grad,
     log_density,
+    replay,
     seed,
     simulate,
     value_and_grad,
@@ -37,10 +39,12 @@ __all__ = [
     "fit",
     "generate",
     "grad",
+    "kernels",
     "log_density",
     "masked",
     "model",
     "objectives",
+    "replay",
     "sample",
     "scaled",
     "seed",

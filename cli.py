@@ -6,6 +6,7 @@ import argparse
 import ast
 import importlib
 import importlib.metadata
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -25,11 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("model", help="a name that `varax list` shows")
     commands.add_parser("doctor", help="versions and devices")
     args, rest = parser.parse_known_args(argv)
+    _avoid_hang()
     if args.command != "run" and rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if args.command == "list":
         return list_models()
     return doctor() if args.command == "doctor" else run_model(args.model, rest)
+
+
+def _avoid_hang() -> None:
+    """On jaxlib 0.10 two batched LAPACK calls in one program can wait for each other for ever."""
+    flag = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        os.environ["XLA_FLAGS"] = f"{flag} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 
 def models() -> dict[str, str]:
@@ -79,7 +88,7 @@ def doctor() -> int:
     for package in ("varax", "jax", "jaxlib", "numpyro", "optax", "equinox", "numpy"):
         print(f"{package:11}{importlib.metadata.version(package)}")
     print(f"devices    {', '.join(str(device) for device in jax.devices())}")
-    print(f"precision  {'float64' if jax.config.jax_enable_x64 else 'float32'}")
+    print(f"precision  {jax.numpy.zeros(()).dtype}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Variational autoencoder on scanned digits (Kingma and Welling, Auto-Encoding Variational Bayes, 2014).
+"""Variational autoencoder on scanned digits (Kingma and Welling 2014).
 
     p(z) = N(0, I),  p(x | z) = prod_i Binomial(16, sigmoid(f_theta(z)_i)),
     q(z | x) = N(mu_phi(x), diag sigma_phi(x)^2)
@@ -30,12 +30,14 @@ Nets = dict[str, eqx.nn.MLP]
 
 @vx.model
 def decoder(net: eqx.nn.MLP) -> None:
+    """p(z) p(x | z)."""
     z = vx.sample("z", d.Normal(jnp.zeros(LATENT), 1.0))  # [8]
     vx.sample("x", d.Binomial(LEVELS, logits=net(z)))  # [64]
 
 
 @vx.model
 def encoder(net: eqx.nn.MLP, x: jax.Array) -> None:
+    """q(z | x), for one image x: [64]."""
     mean, log_sd = jnp.split(net(x / LEVELS), 2)  # [8], [8]
     vx.sample("z", d.Normal(mean, jnp.exp(log_sd)))
 
@@ -74,13 +76,13 @@ def data() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Training images [1500, 64], held-out images [297, 64] and the held-out digits [297]."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.data))
     images, labels = digits.data[order].astype(np.float32), digits.target[order]
     return images[:1500], images[1500:], labels[1500:]
 
 
-def bounds(nets: Nets, images: jax.Array, key: jax.Array, k: int = 100) -> tuple[float, float]:
+def bounds(nets: Nets, images: Any, key: jax.Array, k: int = 100) -> tuple[float, float]:
     """ELBO and k-sample IWAE bound a data point, from the same k draws."""
 
     @eqx.filter_jit
@@ -96,29 +98,28 @@ def bounds(nets: Nets, images: jax.Array, key: jax.Array, k: int = 100) -> tuple
     return float(found[0]), float(found[1])
 
 
-def picture(nets: Nets, images: np.ndarray, labels: np.ndarray, key: jax.Array) -> Any:
+def picture(nets: Nets, images: Any, labels: np.ndarray, key: jax.Array) -> Any:
     """Reconstructions, samples from the prior, and the latent plane of held-out images."""
     import matplotlib.pyplot as plt
 
     means = jax.vmap(nets["encoder"])(images / LEVELS)[:, :LATENT]  # [N, 8]
     shown = np.stack([np.flatnonzero(labels == n)[0] for n in range(10)])
     again = jax.nn.sigmoid(jax.vmap(nets["decoder"])(means[shown]))  # [10, 64]
-    prior = jax.vmap(lambda k: decoder(nets["decoder"]).simulate(k)["x"])(
-        jax.random.split(key, 50)
-    )
+    prior = jax.vmap(lambda k: decoder(nets["decoder"]).simulate(k)["x"])(jax.random.split(key, 49))
     centred = means - means.mean(0)
     plane = np.asarray(centred @ jnp.linalg.svd(centred, full_matrices=False)[2][:2].T)  # [N, 2]
 
     def tiles(rows: list[Any]) -> np.ndarray:
-        return np.block([[np.asarray(x).reshape(8, 8) for x in row] for row in rows])
+        squares = [[np.asarray(x).reshape(8, 8) for x in row] for row in rows]
+        return np.block([[np.pad(x, 1) for x in row] for row in squares])
 
     figure, axes = plt.subplots(
-        1, 3, figsize=(13, 4.2), width_ratios=[1.1, 1.1, 1.3], layout="constrained"
+        1, 3, figsize=(12.5, 4), width_ratios=[1.2, 1, 1.25], layout="constrained"
     )
     rows = [images[shown][:5], again[:5] * LEVELS, images[shown][5:], again[5:] * LEVELS]
     axes[0].imshow(tiles(rows), cmap="gray_r", vmin=0, vmax=LEVELS)
     axes[0].set_title("held-out digits, each above its reconstruction")
-    axes[1].imshow(tiles(list(np.asarray(prior).reshape(5, 10, 64))), cmap="gray_r")
+    axes[1].imshow(tiles(list(np.asarray(prior).reshape(7, 7, 64))), cmap="gray_r")
     axes[1].set_title("samples from the model")
     dots = axes[2].scatter(*plane.T, c=labels, cmap="tab10", s=14, vmin=-0.5, vmax=9.5)
     axes[2].set_title("posterior means, first two principal axes")
@@ -130,7 +131,7 @@ def picture(nets: Nets, images: np.ndarray, labels: np.ndarray, key: jax.Array) 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Fit, print the bounds, write the picture and the parameters."""
-    parser = argparse.ArgumentParser(prog="varax run vae", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="varax run vae", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--objective", choices=sorted(OBJECTIVES), default="elbo")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=100)

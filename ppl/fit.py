@@ -125,9 +125,7 @@ def fit(
         except KeyboardInterrupt:
             interrupted = True
     values = np.concatenate(history) if history else np.zeros(0)
-    return FitResult(
-        join(state.floats, rest), values, time.perf_counter() - began, interrupted
-    )
+    return FitResult(join(state.floats, rest), values, time.perf_counter() - began, interrupted)
 
 
 @jax.tree_util.register_dataclass
@@ -198,9 +196,7 @@ class _Loop:
     def advance(self, state: _State, start: int, count: int, data: Any) -> Any:
         return self._advance(state, jnp.asarray(start), jnp.asarray(count), data)
 
-    def failure(
-        self, state: _State, start: int, values: np.ndarray, data: Any
-    ) -> NonFiniteError:
+    def failure(self, state: _State, start: int, values: np.ndarray, data: Any) -> NonFiniteError:
         """Go through a failed call's steps again one by one, and say where it went wrong."""
         step = jax.jit(self.step)
         for number in range(start, start + len(values)):
@@ -236,7 +232,9 @@ class _Loop:
         try:
             return finite.find(lambda: self.program(floats, *batch), self._key(0, number))
         except VaraxError as error:  # an error that only concrete values show, such as a support
-            return finite.Finding(type(error).__name__, error.address, error.where or "", str(error))
+            return finite.Finding(
+                type(error).__name__, error.address, error.where or "", str(error)
+            )
 
 
 def _outline(program: Callable[[], Any]) -> Any:

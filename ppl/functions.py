@@ -92,3 +92,8 @@ def condition(measure: Measure, observations: Choices) -> Measure:
 def do(measure: Measure, values: Choices) -> Measure:
     """`measure.do(values)`: an intervention."""
     return measure.do(values)
+
+
+def replay(measure: Measure, trace: Trace) -> Measure:
+    """`measure.replay(trace)`: the measure with the noise of a trace."""
+    return measure.replay(trace)

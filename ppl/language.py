@@ -20,9 +20,7 @@ from ..transforms.trace import rewrite
 from .measure import Measure
 
 
-def sample(
-    address: str, measure: Any, obs: Any = None, estimator: Estimator | None = None
-) -> Any:
+def sample(address: str, measure: Any, obs: Any = None, estimator: Estimator | None = None) -> Any:
     """A random choice, or with `obs` an observation.
 
     Args:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from ..transforms import replay as _replay
 from ..transforms import seed as _seed
 from ..transforms import trace as _trace
 from ..transforms.choices import Choices, layout
@@ -32,9 +33,10 @@ class Measure:
     nests its addresses.
     """
 
-    def __init__(self, program: Callable[[], Any], name: str):
+    def __init__(self, program: Callable[[], Any], name: str, original: Measure | None = None):
         self.program = program
         self.name = name
+        self.original = original or self  # before any intervention
 
     def simulate(self, key: jax.Array | None = None) -> Trace:
         """Run forward.
@@ -92,7 +94,24 @@ class Measure:
         def program() -> Any:
             return _trace.edit(self.program, values, Do, "do")
 
-        return Measure(program, f"do({self.name}, {_names(values)})")
+        return Measure(program, f"do({self.name}, {_names(values)})", self.original)
+
+    def replay(self, trace: Trace) -> Measure:
+        """This measure with the noise of a trace: the counterfactual, after `do`.
+
+        `m.do({"x": 1.0}).replay(trace).simulate()` is what would have been in the world of `trace`,
+        which came from `m`, had x been 1. Replayed addresses are no longer random: they are in the
+        new trace's `recorded`. Addresses that the trace does not have stay random.
+
+        Raises:
+            CapabilityError: a draw's noise cannot be recovered (discrete distributions).
+        """
+
+        def program() -> Any:
+            noise = _replay.abduct(self.original.program, trace.choices)
+            return _replay.predict(self.program, noise)
+
+        return Measure(program, f"replay({self.name})")
 
     @property
     def addresses(self) -> dict[str, tuple[int, ...]]:

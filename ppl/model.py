@@ -20,6 +20,7 @@ class Model:
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Measure:
+        """The measure on the program's choices, given its arguments."""
         name = getattr(self.function, "__name__", "model")
         return Measure(lambda: self.function(*args, **kwargs), name)
 

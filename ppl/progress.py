@@ -26,7 +26,9 @@ class Progress:
         """Take the objective's values of the last `count` steps."""
         self.recent = np.concatenate([self.recent, values])[-WINDOW:]
         spread = self.recent.std() / np.sqrt(len(self.recent))
-        self.bar.set_postfix_str(f"objective {self.recent.mean():.4g} ± {spread:.2g}", refresh=False)
+        self.bar.set_postfix_str(
+            f"objective {self.recent.mean():.4g} ± {spread:.2g}", refresh=False
+        )
         self.bar.update(count)
 
     def __exit__(self, *_: Any) -> None:

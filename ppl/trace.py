@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..transforms._jax import is_traced
 from ..transforms.choices import flatten, nest
 from ..transforms.errors import UnknownAddressError, show_address
 from ..transforms.trace import Record
@@ -98,7 +99,7 @@ def _type(value: Any) -> str:
 
 def _shown(value: Any) -> str:
     """A number, a short array, or the range of a long one; the type where it is traced."""
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         return "traced"
     array = np.asarray(value)
     if array.size <= 6:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.extend import source_info_util
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, jaxpr_as_fun
@@ -105,7 +106,7 @@ def scan_counts(eqn: JaxprEqn) -> tuple[int, int]:
 def set_rules(
     primitive: Primitive, *, impl: Any, abstract: Any, batch: Any, jvp: Any, lower: Any
 ) -> None:
-    """Register a primitive's rules; `batch(axis_size, operands, dims, **params)` sees every vmap."""
+    """Register a primitive's rules; `batch(size, operands, dims, **params)` sees every vmap."""
     primitive.def_impl(impl)
     primitive.def_abstract_eval(abstract)
     ad.primitive_jvps[primitive] = jvp
@@ -156,3 +157,13 @@ def jvp_of(function: Any, primals: Any, tangents: Any) -> Any:
 def lower_as(function: Any) -> Any:
     """A lowering rule that inlines `function`."""
     return mlir.lower_fun(function, multiple_results=False)
+
+
+def x64_enabled() -> bool:
+    """Whether arrays are float64 by default."""
+    return jax.config.read("jax_enable_x64")
+
+
+def struct(atom: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a jaxpr's variable or literal."""
+    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)

@@ -35,9 +35,7 @@ def checkpoint(handler: Handler, eqn: _jax.JaxprEqn, values: list[Any]) -> list[
         jaxpr, consts = _jax.opened(region)
         return evaluate(inner, jaxpr, [*consts, *values]), inner.effects()
 
-    again = jax.checkpoint(
-        body, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"]
-    )
+    again = jax.checkpoint(body, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
     outs, effects = again(handler.enter(eqn), *values)
     handler.leave(effects)
     return outs
@@ -52,9 +50,8 @@ def scan(handler: Handler, eqn: _jax.JaxprEqn, values: list[Any]) -> list[Any]:
     xs = values[n_consts + n_carry :]
 
     def body(carry: list[Any], x: tuple[list[Any], Any]) -> tuple[list[Any], Any]:
-        x, entered = x
-        inner = handler.inside(entered)
-        outs = evaluate(inner, jaxpr, [*inner_consts, *consts, *carry, *x])
+        inner = handler.inside(x[1])
+        outs = evaluate(inner, jaxpr, [*inner_consts, *consts, *carry, *x[0]])
         return outs[:n_carry], (outs[n_carry:], inner.effects())
 
     carry, (ys, effects) = jax.lax.scan(

@@ -1,6 +1,6 @@
 """`grad` and `value_and_grad`: JAX's, key first, of the expectation instead of one run.
 
-    law:  E[vx.grad(f)(key, theta)] = d E[f(theta)] / d theta
+law:  E[vx.grad(f)(key, theta)] = d E[f(theta)] / d theta
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Transformations that rewrite a program's sites and leave the rest: nest, scale, mask, condition, do.
+"""Transformations that rewrite sites: nest, scale, mask, condition, do.
 
 Each evaluates a staged program inside the one that is being traced, so it composes with all others.
 """
@@ -109,7 +109,7 @@ def observed_site(site: Site, operands: list[Any], value: Any) -> tuple[Site, li
 
 
 def wrap(site: Site, operands: list[Any], wrapper: Any, extra: Any) -> jax.Array:
-    """Leave `site` with its measure in `wrapper(measure, extra)`; `extra` is shared by all lanes."""
+    """Leave `site` with its measure in `wrapper(measure, extra)`; all lanes share `extra`."""
     measure, value = jax.tree.unflatten(site.tree, site.statics)
     at = sum(s is ARRAY for s in jax.tree.leaves(measure))
     statics, tree = jax.tree.flatten((wrapper(measure, ARRAY), value))
@@ -124,7 +124,8 @@ def wrap(site: Site, operands: list[Any], wrapper: Any, extra: Any) -> jax.Array
 
 def _mask_vmapped_cond(original: Any) -> Any:
     """vmap of a cond whose predicate is mapped runs every branch: a branch's sites are then
-    present only in the lanes that chose it. (JAX alone would draw and score both everywhere.)"""
+    present only in the lanes that chose it. (JAX alone would draw and score both everywhere.)
+    """
 
     def rule(axis_data: Any, args: Any, dims: Any, *, branches: Any, **params: Any) -> Any:
         if dims[0] is None or not any(has_sites(b) for b in branches):
@@ -147,4 +148,3 @@ def _mask_vmapped_cond(original: Any) -> Any:
 
 
 _jax.override_batching(_jax.cond_p, _mask_vmapped_cond)
-

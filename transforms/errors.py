@@ -1,4 +1,4 @@
-"""The exceptions of varax: what was expected, what came, where in the user's program, what to do."""
+"""Exceptions: what was expected, what came, where in the user's program, and what to do."""
 
 from __future__ import annotations
 

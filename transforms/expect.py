@@ -288,4 +288,3 @@ def _weighs(site: Site) -> CapabilityError:
         got="an unnormalised program",
         fix="score the model with m.log_density(choices) inside an objective, or normalise it",
     )
-

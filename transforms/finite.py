@@ -53,7 +53,8 @@ class _Found(Exception):
 
 def find(program: Callable[[], Any], key: jax.Array) -> Finding | None:
     """The first site whose value, density or gradient is not finite when `expect(program)(key)`
-    runs, else the first such arithmetic, else None."""
+    runs, else the first such arithmetic, else None.
+    """
     with density.watch():
         staged = stage(program)
     plan = Plan(staged.jaxpr)
@@ -90,13 +91,14 @@ class _Look(Expect):
 
     def fail(self, what: str, site: Site, detail: str) -> None:
         where = "".join(f" ({p})" for p in self.place)
-        cause = f"; first non-finite arithmetic: {self.arithmetic.detail} at {self.arithmetic.line}"
+        first = self.arithmetic
+        cause = f"; first non-finite arithmetic: {first.detail} at {first.line}" if first else ""
         raise _Found(
             Finding(
                 what,
                 show_address(site.address),
                 site.line,
-                detail + where + (cause if self.arithmetic else ""),
+                detail + where + cause,
             )
         )
 
@@ -156,12 +158,15 @@ class _Look(Expect):
 def _check_support(look: _Look, site: Site, values: list[Any]) -> None:
     def inside(measure: Any, value: Any) -> Any:
         support = getattr(innermost(measure), "support", None)
-        known = support is not None and innermost(measure) is measure
-        return jnp.all(support(value)) if known else jnp.asarray(True)
+        if support is None or innermost(measure) is not measure:
+            return jnp.asarray(True)
+        return jnp.all(support(value))
 
     if not bool(jnp.all(over_lanes(site, inside, values))):
         name = Law(site, values).name
-        look.fail("density", site, f"the value {_first(values[-1:], 3)} is outside {name}'s support")
+        look.fail(
+            "density", site, f"the value {_first(values[-1:], 3)} is outside {name}'s support"
+        )
 
 
 # ---- regions, on concrete values
@@ -197,7 +202,9 @@ def _once(enter: Any, eqn: _jax.JaxprEqn, values: list[Any]) -> list[Any]:
 
 def _cond(enter: Any, eqn: _jax.JaxprEqn, values: list[Any]) -> list[Any]:
     index, *values = values
-    return enter(eqn.params["branches"][int(np.clip(index, 0, len(eqn.params["branches"]) - 1))], values)
+    return enter(
+        eqn.params["branches"][int(np.clip(index, 0, len(eqn.params["branches"]) - 1))], values
+    )
 
 
 def _scan(enter: Any, eqn: _jax.JaxprEqn, values: list[Any]) -> list[Any]:
@@ -206,8 +213,7 @@ def _scan(enter: Any, eqn: _jax.JaxprEqn, values: list[Any]) -> list[Any]:
     xs, length = values[n_consts + n_carry :], eqn.params["length"]
     order = range(length)[::-1] if eqn.params["reverse"] else range(length)
     ys: dict[int, list[Any]] = {}
-    keyed = {t: None for t in order}
-    for t in keyed:
+    for t in order:
         outs = enter(eqn.params["jaxpr"], [*consts, *carry, *(x[t] for x in xs)], f"scan step {t}")
         carry, ys[t] = outs[:n_carry], outs[n_carry:]
     columns = zip(*(ys[t] for t in range(length)), strict=True)

@@ -74,9 +74,7 @@ class Law:
             return None
         event = event_shape(self.template)
         batch = self.site.value.shape[: len(self.site.value.shape) - len(event)]
-        return over_lanes(
-            self.site, lambda m, _: jnp.broadcast_to(_mask(m), batch), self.operands
-        )
+        return over_lanes(self.site, lambda m, _: jnp.broadcast_to(_mask(m), batch), self.operands)
 
     def _draw(self, method: str, key: jax.Array) -> jax.Array:
         keys = jax.random.split(key, self.site.lanes) if self.site.lanes else key

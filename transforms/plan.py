@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import jax
-
 from . import _jax
 from .errors import EnumerationError
 from .estimators import Branching, Enumerate, Estimator, Reparam, Score
@@ -66,7 +64,7 @@ class Plan:
         site = eqn.params["site"]
         if site.kind != "draw":
             return 1
-        law = Law(site, [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars])
+        law = Law(site, [_jax.struct(v) for v in eqn.invars])
         chosen = self._chosen.get(id(site), site.estimator)
         if chosen is None:
             chosen = _default(law, paths, in_loop=in_loop)

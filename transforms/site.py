@@ -29,7 +29,7 @@ Address = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """What an equation says about one site; its operands are the array leaves of `(measure, value)`."""
+    """What an equation says about a site; operands are the arrays of `(measure, value)`."""
 
     address: Address
     kind: Kind
@@ -81,6 +81,8 @@ def _static(leaf: Any) -> Any:
 
 def _leaf(static: Any) -> Any:
     return static.array() if isinstance(static, Fixed) else static
+
+
 site_p = _jax.Primitive("sample")
 
 
@@ -94,9 +96,7 @@ def make_site(
     operands = [jnp.asarray(x) for x, s in zip(leaves, statics, strict=True) if s is ARRAY]
     aval = value_shape(measure) if kind == "draw" else jax.typeof(operands[-1])
     shape = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
-    site = Site(
-        address, kind, tree, tuple(statics), shape, estimator=estimator, line=user_line()
-    )
+    site = Site(address, kind, tree, tuple(statics), shape, estimator=estimator, line=user_line())
     return site, operands
 
 
@@ -137,7 +137,7 @@ def value_shape(measure: Any) -> jax.ShapeDtypeStruct:
         (ARRAY, jnp.shape(x), jnp.result_type(x)) if s is ARRAY else (type(s), s)
         for x, s in zip(leaves, statics, strict=True)
     )
-    return _value_shape(tree, avals, bool(jax.config.jax_enable_x64))
+    return _value_shape(tree, avals, _jax.x64_enabled())
 
 
 @functools.lru_cache(maxsize=4096)
@@ -186,9 +186,7 @@ def _abstract(*_: Any, site: Site) -> Any:
 def _batch(size: int, operands: Any, dims: Any, *, site: Site) -> tuple[jax.Array, int]:
     operands = [_jax.to_front(x, d) for x, d in zip(operands, dims, strict=True)]
     mapped = tuple(d is not None for d in dims)
-    site = dataclasses.replace(
-        site, lanes=(size, *site.lanes), mapped=(mapped, *site.mapped)
-    )
+    site = dataclasses.replace(site, lanes=(size, *site.lanes), mapped=(mapped, *site.mapped))
     return site_p.bind(*operands, site=site), 0
 
 
@@ -216,6 +214,4 @@ def _jvp(primals: Any, tangents: Any, *, site: Site) -> NoReturn:
     )
 
 
-_jax.set_rules(
-    site_p, impl=_unhandled, abstract=_abstract, batch=_batch, jvp=_jvp, lower=_lower
-)
+_jax.set_rules(site_p, impl=_unhandled, abstract=_abstract, batch=_batch, jvp=_jvp, lower=_lower)

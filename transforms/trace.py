@@ -17,7 +17,17 @@ import jax
 import jax.numpy as jnp
 
 from . import _jax, density
-from .choices import Choices, Entry, Flat, Given, check, check_support, flatten, layout, loop_density
+from .choices import (
+    Choices,
+    Entry,
+    Flat,
+    Given,
+    check,
+    check_support,
+    flatten,
+    layout,
+    loop_density,
+)
 from .errors import CapabilityError
 from .interpreter import Handler, evaluate
 from .law import Law
@@ -204,9 +214,7 @@ def addresses(program: Program) -> dict[Address, Entry]:
     return layout(stage(program).jaxpr)
 
 
-def _given(
-    program: Program, choices: Choices, *, complete: bool, what: str
-) -> tuple[Staged, Flat]:
+def _given(program: Program, choices: Choices, *, complete: bool, what: str) -> tuple[Staged, Flat]:
     staged = stage(program)
     entries = layout(staged.jaxpr)
     return staged, check(flatten(choices), entries, complete=complete, what=what)

@@ -1,5 +1,6 @@
 """Gradient estimators: how one random choice enters an expectation. Set per site with
-`vx.sample(address, distribution, estimator=...)`."""
+`vx.sample(address, distribution, estimator=...)`.
+"""
 
 from .base import Branching, Direct, Estimator
 from .enumerate import Enumerate

@@ -34,16 +34,17 @@ class Estimator:
 
 
 class Direct(Estimator):
-    """One value. Law: E[exp(log_weight) k(value)] and all derivatives are the expectation's."""
+    """One value. Law: E[exp(log_weight) k(value)] and its derivatives are right."""
 
     def draw(self, key: jax.Array, law: Law) -> tuple[jax.Array, Any]:
         """`(value, log_weight)`; the value has shape `law.site.shape`, the log weight is a scalar
-        whose *value* is zero for an estimator that samples from the law itself."""
+        whose *value* is zero for an estimator that samples from the law itself.
+        """
         raise NotImplementedError
 
 
 class Branching(Estimator):
-    """Several values. Law: E[sum_j weight_j k(value_j)] and all derivatives are the expectation's."""
+    """Several values. Law: E[sum_j weight_j k(value_j)] and its derivatives are right."""
 
     def count(self, law: Law) -> int:
         """How many values: the number of times that the rest of the program runs."""

@@ -1,0 +1,68 @@
+# Every target prepares what it needs: the first call creates $(VENV) and installs varax into it.
+#   PYTHON   the interpreter that creates the environment   make test PYTHON=python3.12 VENV=.venv312
+#   VENV     the environment's folder
+#   JOBS     parallel test processes                        make test JOBS=4
+#   ARGS     further arguments of the command               make test ARGS="-k seed -x"
+
+SHELL  := /bin/bash
+PYTHON ?= python3
+VENV   ?= .venv
+JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+ARGS   ?=
+BIN    := $(VENV)/bin
+
+BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-all lint format bench clean distclean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  \1|/' | \
+	  awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.installed-models  ## train a variational autoencoder (varax run vae)
+	$(BIN)/varax run vae $(ARGS)
+
+test: $(VENV)/.installed-test  ## run the tests, without the slow ones
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.installed-test  ## run all tests
+	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+lint: $(VENV)/.installed-lint  ## check style (ruff) and types (pyright)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p .cache/typing && ln -sfn ../.. .cache/typing/varax
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.installed-lint  ## put the code into the style that lint checks
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(BENCHMARKS)  ## run the benchmarks, text into benchmarks/results/ (one: make bench-import_time)
+
+bench-%: benchmarks/%.py $(VENV)/.installed-models
+	@mkdir -p .cache/bench benchmarks/results
+	set -o pipefail; $(BIN)/python $< $(ARGS) | tee .cache/bench/$*.txt
+	@mv .cache/bench/$*.txt benchmarks/results/$*.txt
+
+clean:  ## remove caches and build products
+	rm -rf .cache build dist *.egg-info out .pytest_cache .ruff_cache .coverage
+	find . -path './.venv*' -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+distclean: clean  ## remove the environment too
+	rm -rf $(VENV)
+
+# The environment. A stamp says with which extra varax was installed since pyproject.toml changed.
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	@echo "installing varax[$*] into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "varax needs Python 3.11 to 3.13: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+.PRECIOUS: $(VENV)/.installed-%

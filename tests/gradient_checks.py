@@ -1,0 +1,162 @@
+"""What the gradient tests share: the statistics, exact expectations, and broken twins.
+
+`check(program, expectation, theta, right, broken)` is the whole method: the mean of many estimates
+of value and gradient agrees with the exact ones, and the same test fails with a broken estimator
+in the place of the right one.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import ndtri
+
+import varax as vx
+from varax import estimators as est
+
+FALSE_ALARM = 1e-6  # per assertion
+DRAWS = 50_000
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiling takes seconds, running does not
+
+# ---- statistics
+
+
+def tolerance(dtype):
+    """Relative and absolute error of arithmetic, for what has no noise."""
+    return 1e-10 if dtype == np.float64 else 1e-5
+
+
+def check_mean(draws, exact):
+    """The mean of `draws` [n, ...] is `exact`: a two-sided z-test over all coordinates."""
+    excess = _excess(draws, exact)
+    assert (excess <= 1).all(), _report(draws, exact, excess)
+
+
+def check_biased(draws, exact):
+    """The same test fails, by a finite amount: the test can see a broken estimator."""
+    assert np.isfinite(draws).all(), "a twin is to be biased, not undefined"
+    excess = _excess(draws, exact)
+    assert (excess > 1).any(), f"the twin passes: {_report(draws, exact, excess)}"
+
+
+def check_exact(draws, exact):
+    """Every draw is `exact` up to arithmetic."""
+    tol = tolerance(draws.dtype)
+    np.testing.assert_allclose(draws, np.broadcast_to(exact, draws.shape), rtol=tol, atol=tol)
+
+
+def _excess(draws, exact):
+    """Per coordinate, the error of the mean in units of what chance and rounding allow."""
+    rounding = tolerance(draws.dtype) * (1 + np.abs(exact))
+    draws = np.asarray(draws, np.float64)
+    sd = draws.std(0, ddof=1)
+    z = -ndtri(FALSE_ALARM / (2 * sd.size))
+    return np.abs(draws.mean(0) - exact) / (z * sd / np.sqrt(len(draws)) + rounding)
+
+
+def _report(draws, exact, excess):
+    draws = np.asarray(draws, np.float64)
+    se = draws.std(0, ddof=1) / np.sqrt(len(draws))
+    return f"mean {draws.mean(0)}, standard error {se}, exact {exact}, excess {excess}"
+
+
+# ---- estimates and exact derivatives at theta [p]
+
+
+def flat_gradient(program, key, theta):
+    """Value and gradient in one vector [1 + p]."""
+    value, gradient = vx.value_and_grad(program)(key, theta)
+    return jnp.concatenate([value[None], gradient])
+
+
+def estimates(program, theta, of=flat_gradient, draws=DRAWS, seed=0):
+    """Independent estimates of value and gradient, [draws, 1 + p]."""
+    keys = jax.random.split(jax.random.key(seed), draws)
+    run = jax.vmap(functools.partial(of, program), in_axes=(0, None))
+    return np.asarray(jax.jit(run, compiler_options=QUICKLY)(keys, jnp.asarray(theta, float)))
+
+
+@functools.lru_cache(maxsize=256)
+def exact_gradient(expectation, theta):
+    """Value and gradient of a deterministic function, in float64."""
+    with jax.enable_x64(True):
+        value, gradient = jax.jit(jax.value_and_grad(expectation))(jnp.array(theta))
+        return np.concatenate([value[None], gradient])
+
+
+def check(program, expectation, theta, right, *twins):
+    """`program(theta, *right)` has the expectation's value and gradient; with a twin it has not."""
+    exact = exact_gradient(expectation, tuple(theta))
+    draws = estimates(lambda th: program(th, *right), theta)
+    check_mean(draws, exact)
+    if all(isinstance(e, est.Enumerate) for e in right):
+        check_exact(draws, exact)
+    for twin in twins:
+        check_biased(estimates(lambda th, twin=twin: program(th, *twin), theta), exact)
+
+
+# ---- exact expectations: E[g(x)], g of scalars
+
+
+def mean_coin(g, logit):
+    """x is 1 with the log odds `logit`, else 0."""
+    p = jax.nn.sigmoid(logit)
+    return p * g(1.0) + (1 - p) * g(0.0)
+
+
+def mean_normal(g, mean, sd, nodes=24):
+    """Gauss-Hermite quadrature."""
+    x, w = np.polynomial.hermite_e.hermegauss(nodes)
+    return w @ jax.vmap(g)(mean + sd * x) / np.sqrt(2 * np.pi)
+
+
+# ---- broken twins
+
+
+class NoScore(est.Score):
+    """Forgets the score term."""
+
+    def draw(self, key, law):
+        return super().draw(key, law)[0], 0.0
+
+
+class DoubleScore(est.Score):
+    """Counts the score term twice."""
+
+    def draw(self, key, law):
+        value, log_weight = super().draw(key, law)
+        return value, 2 * log_weight
+
+
+class Frozen(est.Reparam):
+    """Forgets the path."""
+
+    def draw(self, key, law):
+        return jax.lax.stop_gradient(law.rsample(key)), 0.0
+
+
+class SharedLanes(est.Direct):
+    """All lanes see the first one's noise; each lane's own law stays right if they are alike."""
+
+    inner: est.Direct = est.Score()
+
+    def draw(self, key, law):
+        value, log_weight = self.inner.draw(key, law)
+        return jnp.broadcast_to(value[:1], value.shape), log_weight
+
+
+class FrozenWeights(est.Enumerate):
+    """Forgets that the probabilities depend on parameters."""
+
+    def branch(self, key, law):
+        values, weights = super().branch(key, law)
+        return values, jax.lax.stop_gradient(weights)
+
+
+# (estimator, its twins)
+REPARAM = (est.Reparam(), Frozen())
+SCORE = (est.Score(), NoScore(), DoubleScore())
+ENUMERATE = (est.Enumerate(), FrozenWeights())
+DEFAULT_SMOOTH = (None, Frozen())
+DEFAULT_DISCRETE = (None, NoScore())

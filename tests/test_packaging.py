@@ -1,0 +1,86 @@
+"""The wheel: what is in it, and that it works where there is no checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+IMPORT_EVERYTHING = """
+import importlib, pkgutil, sys, varax
+modules = [m.name for m in pkgutil.walk_packages(varax.__path__, "varax.")]
+for name in modules:
+    importlib.import_module(name)
+print(varax.__file__, *modules, sep="\\n")
+"""
+
+
+def run(*command, cwd):
+    """The command's output; it sees neither PYTHONPATH nor the checkout."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def left_out(folder, names):
+    """Environments, caches and build products; also what setuptools has written into the root."""
+    hidden = {name for name in names if name.startswith(".") or name.endswith(".egg-info")}
+    venvs = {name for name in names if Path(folder, name, "pyvenv.cfg").exists()}
+    return hidden | venvs | {"__pycache__"} | ({"build", "dist"} if Path(folder) == ROOT else set())
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel built from the source distribution of a copy of the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    copy = shutil.copytree(ROOT, folder / "checkout", ignore=left_out)
+    out = folder / "out"
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, copy, cwd=folder)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def clean_python(wheel, tmp_path_factory):
+    """A Python with the wheel and this environment's dependencies, but not its varax."""
+    folder = tmp_path_factory.mktemp("clean") / "venv"
+    venv.create(folder, symlinks=os.name != "nt")
+    paths = {"base": str(folder), "platbase": str(folder)}
+    scripts, packages = (Path(sysconfig.get_path(p, "venv", paths)) for p in ("scripts", "purelib"))
+    python = scripts / "python"
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    run(*pip, "install", "--quiet", "--no-index", "--no-deps", wheel, cwd=folder)
+    # A path in a .pth file is only searched: the .pth files there, such as that of an editable
+    # varax, are not read. It comes after `packages`, so pip was called first, to see no varax.
+    dependencies = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
+    (packages / "dependencies.pth").write_text("\n".join(dependencies))
+    return python
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = [Path(*package.split(".")[1:]) for package in declared["packages"]]
+    modules = {file.relative_to(ROOT) for f in folders for file in (ROOT / f).glob("*.py")}
+    expected = {f"varax/{file.as_posix()}" for file in modules} | {"varax/py.typed"}
+    content = set(zipfile.ZipFile(wheel).namelist())
+    metadata = {name for name in content if name.split("/")[0].endswith(".dist-info")}
+    assert content - metadata == expected
+    assert any(name.endswith("licenses/LICENSE") for name in metadata)
+
+
+def test_every_module_imports_from_the_wheel(clean_python, tmp_path):
+    location, *modules = run(clean_python, "-c", IMPORT_EVERYTHING, cwd=tmp_path).split()
+    assert Path(location).is_relative_to(clean_python.parents[1])
+    assert {"varax.kernels", "varax.transforms", "varax.ppl", "varax.models"} <= set(modules)
+
+
+def test_command_line_runs_from_the_wheel(clean_python, tmp_path):
+    assert "usage: varax" in run(clean_python.with_name("varax"), "--help", cwd=tmp_path)
