@@ -15,7 +15,7 @@ BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(filter-out benchmarks/_%,$(wi
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint format bench clean distclean
+.PHONY: help demo test test-all lint format notebooks bench clean distclean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  \1|/' | \
@@ -39,6 +39,9 @@ lint: $(VENV)/.installed-lint  ## check style (ruff) and types (pyright)
 format: $(VENV)/.installed-lint  ## put the code into the style that lint checks
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+notebooks: $(VENV)/.installed-notebooks  ## make notebooks/*.ipynb from their text
+	$(BIN)/jupytext --sync notebooks/*.py
 
 bench: $(BENCHMARKS)  ## run the benchmarks, text into benchmarks/results/ (one: make bench-import_time)
 

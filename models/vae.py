@@ -131,7 +131,9 @@ def picture(nets: Nets, images: Any, labels: np.ndarray, key: jax.Array) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Fit, print the bounds, write the picture and the parameters."""
-    parser = argparse.ArgumentParser(prog="varax run vae", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="varax run vae", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--objective", choices=sorted(OBJECTIVES), default="elbo")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=100)

@@ -13,7 +13,7 @@ from ..transforms.edit import Mask, Nest, Scale
 from ..transforms.errors import CapabilityError, EstimatorError, ShapeError, VaraxError
 from ..transforms.estimators import Estimator
 from ..transforms.law import Law
-from ..transforms.measures import Masked, Scaled
+from ..transforms.measures import Masked, Scaled, innermost
 from ..transforms.site import bind_site, make_site, value_shape
 from ..transforms.source import user_line
 from ..transforms.trace import rewrite
@@ -41,6 +41,14 @@ def sample(address: str, measure: Any, obs: Any = None, estimator: Estimator | N
         CapabilityError: `measure` is not a measure.
     """
     path = _address(address)
+    if estimator is not None and not isinstance(estimator, Estimator):
+        raise EstimatorError(
+            "This is not an estimator.",
+            address=path,
+            expected="an instance, such as varax.estimators.Score()",
+            got=repr(estimator),
+            where=user_line(),
+        )
     if isinstance(measure, Measure):
         if estimator is not None:
             raise EstimatorError(
@@ -89,9 +97,9 @@ def scaled(measure: Any, factor: Any) -> Any:
         measure: a distribution (`factor` broadcasts to its batch shape) or a model's measure.
         factor: the power.
     """
+    _require_fit("factor", factor, measure)
     if isinstance(measure, Measure):
         return Measure(lambda: rewrite(measure.program, Scale(factor)), f"scaled({measure.name})")
-    _require_measure(("scaled",), measure)
     return Scaled(measure, factor)
 
 
@@ -105,19 +113,10 @@ def masked(measure: Any, mask: Any) -> Any:
         measure: a distribution, or a model's measure.
         mask: bool, of the distribution's batch shape or broadcastable to it; a scalar for a model.
     """
-    batch = () if isinstance(measure, Measure) else getattr(measure, "batch_shape", ())
-    if jnp.broadcast_shapes(jnp.shape(mask), batch) != batch:
-        raise ShapeError(
-            "A mask does not fit its measure.",
-            expected=f"a shape that broadcasts to the batch shape {batch}",
-            got=f"shape {jnp.shape(mask)}",
-            where=user_line(),
-            fix="expand the distribution, or draw under jax.vmap with one mask per lane",
-        )
+    _require_fit("mask", mask, measure)
     mask = jnp.asarray(mask, bool)
     if isinstance(measure, Measure):
         return Measure(lambda: rewrite(measure.program, Mask(mask)), f"masked({measure.name})")
-    _require_measure(("masked",), measure)
     return Masked(measure, mask)
 
 
@@ -133,8 +132,28 @@ def _address(address: Any) -> tuple[str]:
     return (address,)
 
 
+def _require_fit(what: str, array: Any, measure: Any) -> None:
+    """A mask or a factor may not enlarge its measure."""
+    if not isinstance(measure, Measure):
+        _require_measure((what,), measure)
+    batch = tuple(getattr(innermost(measure), "batch_shape", ()))
+    try:
+        fits = jnp.broadcast_shapes(jnp.shape(array), batch) == batch
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ShapeError(
+            f"A {what} does not fit its measure.",
+            expected=f"a shape that broadcasts to the batch shape {batch}",
+            got=f"shape {jnp.shape(array)}",
+            where=user_line(),
+            fix=f"expand the distribution, or draw under jax.vmap with one {what} per lane",
+        )
+
+
 def _require_measure(path: tuple[str, ...], measure: Any) -> None:
-    if not (hasattr(measure, "sample") and hasattr(measure, "log_prob")):
+    methods = hasattr(measure, "sample") and hasattr(measure, "log_prob")
+    if isinstance(measure, type) or not methods:
         raise CapabilityError(
             "This is not a measure.",
             address=path,

@@ -11,7 +11,7 @@ import jax
 from ..transforms import replay as _replay
 from ..transforms import seed as _seed
 from ..transforms import trace as _trace
-from ..transforms.choices import Choices, layout
+from ..transforms.choices import Choices, flatten, layout
 from ..transforms.edit import Condition, Do
 from ..transforms.errors import show_address
 from ..transforms.staging import stage
@@ -132,7 +132,7 @@ class Measure:
 
 
 def _names(choices: Choices) -> str:
-    return "{" + ", ".join(choices) + "}"
+    return "{" + ", ".join(show_address(a) for a in flatten(choices)) + "}"
 
 
 def _keyed(run: Callable[[], Any], key: jax.Array | None) -> Any:

@@ -5,6 +5,7 @@ of value and gradient agrees with the exact ones, and the same test fails with a
 in the place of the right one.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -136,10 +137,11 @@ class Frozen(est.Reparam):
         return jax.lax.stop_gradient(law.rsample(key)), 0.0
 
 
+@dataclasses.dataclass(frozen=True)
 class SharedLanes(est.Direct):
-    """All lanes see the first one's noise; each lane's own law stays right if they are alike."""
+    """All lanes see the first one's noise; each lane alone has the right law if all are alike."""
 
-    inner: est.Direct = est.Score()
+    inner: est.Direct
 
     def draw(self, key, law):
         value, log_weight = self.inner.draw(key, law)

@@ -190,9 +190,7 @@ def test_batch_of_coins_that_the_objective_couples(event, estimators):
         def given(x, y):
             return mean_coin(lambda z: total(x, y, z), -theta[0])
 
-        return mean_coin(
-            lambda x: mean_coin(lambda y: given(x, y), 2 * theta[0]), theta[0]
-        )
+        return mean_coin(lambda x: mean_coin(lambda y: given(x, y), 2 * theta[0]), theta[0])
 
     check(program, mean, (0.3,), *((e,) for e in estimators))
 

@@ -24,6 +24,7 @@ from jax.extend.core.primitives import (
     scan_p,
     while_p,
 )
+from jax._src.interpreters import ad as ad_internal
 from jax.interpreters import ad, batching, mlir
 
 __all__ = [
@@ -72,7 +73,12 @@ def input_vars(jaxpr: Any) -> list[Any]:
 
 def subjaxprs(eqn: JaxprEqn) -> Iterator[Any]:
     """The jaxprs among an equation's parameters (not those behind thunks)."""
-    for param in eqn.params.values():
+    return jaxprs_among(eqn.params)
+
+
+def jaxprs_among(params: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs among parameters, also in tuples and lists."""
+    for param in params.values():
         for item in param if isinstance(param, (tuple, list)) else (param,):
             if hasattr(item, "eqns") or hasattr(item, "jaxpr"):
                 yield item
@@ -121,6 +127,22 @@ def set_rules(
 def to_front(x: Any, dim: int | None) -> Any:
     """Move a mapped dimension to the front; leave an unmapped operand alone."""
     return x if dim is None else jnp.moveaxis(x, dim, 0)
+
+
+def guard_derivatives(check: Any) -> None:
+    """Call `check(primitive, params)` before JAX differentiates a region (jit, scan, ...)."""
+    for primitive in (jit_p, closed_call_p, remat_p, scan_p, cond_p, while_p):
+        for table in (ad.primitive_jvps, ad_internal.primitive_linearizations):
+            if (rule := table.get(primitive)) is not None:
+                table[primitive] = _guarded(rule, primitive, check)
+
+
+def _guarded(rule: Any, primitive: Primitive, check: Any) -> Any:
+    def guarded(*args: Any, **params: Any) -> Any:
+        check(primitive, params)
+        return rule(*args, **params)
+
+    return guarded
 
 
 def override_batching(primitive: Primitive, make: Any) -> None:

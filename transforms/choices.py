@@ -18,6 +18,7 @@ import numpy as np
 
 from . import _jax
 from .errors import (
+    AddressError,
     AddressMismatchError,
     DuplicateAddressError,
     LoopDensityError,
@@ -30,6 +31,7 @@ from .errors import (
 from .interpreter import Handler
 from .measures import innermost
 from .site import Address, Site, site_p, unpack
+from .source import user_line
 
 Choices = Mapping[str, Any]  # address -> array, or nested choices
 Flat = dict[Address, Any]
@@ -47,6 +49,11 @@ class Entry:
     def shape(self) -> tuple[int, ...]:
         return self.scans + self.site.shape
 
+    @property
+    def what(self) -> str:
+        """Kind, shape and dtype."""
+        return f"{self.site.kind} of {self.site.value.dtype}{list(self.shape)}"
+
 
 def layout(jaxpr: Any, *, kinds: Iterable[str] = ("draw",)) -> dict[Address, Entry]:
     """Every address of a program, in program order.
@@ -55,33 +62,31 @@ def layout(jaxpr: Any, *, kinds: Iterable[str] = ("draw",)) -> dict[Address, Ent
         DuplicateAddressError: two sites that can both run share an address, or one address is
             the beginning of another.
     """
-    found = _layout(jaxpr, (), False, frozenset(kinds))
+    found = _layout(jaxpr, (), False)
     for address, entry in found.items():
         for n in range(1, len(address)):
             if address[:n] in found:
                 _duplicate(address[:n], entry.site, found[address[:n]].site)
-    return found
+    return {a: entry for a, entry in found.items() if entry.site.kind in kinds}
 
 
-def _layout(jaxpr: Any, scans: tuple[int, ...], loop: bool, kinds: frozenset[str]) -> Any:
+def _layout(jaxpr: Any, scans: tuple[int, ...], loop: bool) -> dict[Address, Entry]:
     found: dict[Address, Entry] = {}
     for eqn in _jax.opened(jaxpr)[0].eqns:
-        new = _layout_of(eqn, scans, loop, kinds)
+        new = _layout_of(eqn, scans, loop)
         for address in found.keys() & new.keys():
             _duplicate(address, new[address].site, found[address].site)
         found |= new
     return found
 
 
-def _layout_of(
-    eqn: _jax.JaxprEqn, scans: tuple[int, ...], loop: bool, kinds: frozenset[str]
-) -> dict[Address, Entry]:
+def _layout_of(eqn: _jax.JaxprEqn, scans: tuple[int, ...], loop: bool) -> dict[Address, Entry]:
     if eqn.primitive is site_p:
         site = eqn.params["site"]
-        return {site.address: Entry(site, scans, loop)} if site.kind in kinds else {}
+        return {site.address: Entry(site, scans, loop)}
     inner = (*scans, eqn.params["length"]) if eqn.primitive is _jax.scan_p else scans
     loop = loop or eqn.primitive is _jax.while_p
-    parts = [_layout(sub, inner, loop, kinds) for sub in _jax.subjaxprs(eqn)]
+    parts = [_layout(sub, inner, loop) for sub in _jax.subjaxprs(eqn)]
     return _merge(parts, may_share=eqn.primitive is _jax.cond_p)
 
 
@@ -92,12 +97,12 @@ def _merge(parts: list[dict[Address, Entry]], *, may_share: bool) -> dict[Addres
             one, two = merged[address], part[address]
             if not may_share:
                 _duplicate(address, two.site, one.site)
-            if (one.shape, one.site.value.dtype) != (two.shape, two.site.value.dtype):
+            if one.what != two.what:
                 raise ShapeError(
-                    "Two branches use one address for values of different shape or dtype.",
+                    "Two branches use one address for values of different kind, shape or dtype.",
                     address=address,
-                    expected=f"{one.shape} {one.site.value.dtype}, as at {one.site.line}",
-                    got=f"{two.shape} {two.site.value.dtype}",
+                    expected=f"{one.what}, as at {one.site.line}",
+                    got=two.what,
                     where=two.site.line,
                     fix="give the branches addresses of their own",
                 )
@@ -119,6 +124,14 @@ def _duplicate(address: Address, again: Site, first: Site) -> None:
 
 def flatten(choices: Choices, prefix: Address = ()) -> Flat:
     """Nested choices as `{("a", "b"): value}`."""
+    if not isinstance(choices, Mapping):
+        raise AddressError(
+            "Choices are a dict from addresses to values.",
+            expected='{"z": value}, nested for nested models',
+            got=type(choices).__name__,
+            where=user_line(),
+            fix="of a trace, pass trace.choices",
+        )
     flat: Flat = {}
     for name, value in choices.items():
         if isinstance(value, Mapping):
@@ -207,7 +220,9 @@ def _fitted(address: Address, value: Any, entry: Entry) -> jax.Array:
 
 def as_value(value: Any, dtype: Any) -> jax.Array:
     """An array; integers become floats where the site is continuous. Never floats integers."""
-    value = jnp.asarray(value)
+    if not _jax.is_traced(value):
+        with jax.ensure_compile_time_eval():  # what is known stays known, under jit too
+            value = jnp.asarray(value)
     wants_float = jnp.issubdtype(dtype, jnp.floating)
     is_float = jnp.issubdtype(value.dtype, jnp.floating)
     return value.astype(dtype) if wants_float and not is_float else value
@@ -288,5 +303,5 @@ class Given(Handler):
         return value
 
     def _of(self, eqn: _jax.JaxprEqn) -> Flat:
-        inside = _layout_of(eqn, (), False, frozenset({"draw"}))
+        inside = _layout_of(eqn, (), False)
         return {a: self.given[a] for a in inside if a in self.given}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from . import _jax
 from .errors import DifferentiationError
@@ -107,20 +108,31 @@ def while_loop(handler: Handler, eqn: _jax.JaxprEqn, values: list[Any]) -> list[
     in_cond, in_body = values[:n_cond], values[n_cond : n_cond + n_body]
     region = params["body_jaxpr"]
 
+    def running(values: list[Any]) -> jax.Array:  # one bool, or one a lane where vmap mapped it
+        return _jax.jaxpr_as_fun(params["cond_jaxpr"])(*in_cond, *values)[0]
+
     def predicate(state: tuple[Any, list[Any]]) -> jax.Array:
-        return _jax.jaxpr_as_fun(params["cond_jaxpr"])(*in_cond, *state[1])[0]
+        return running(state[1]).any()
 
     def body(state: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
         carried, values = state
         jaxpr, consts = _jax.opened(region)
         step = handler.inside_while(carried)
         outs = evaluate(step, jaxpr, [*consts, *in_body, *values])
+        outs = [where_running(running(values), x, v) for x, v in zip(outs, values, strict=True)]
         return handler.next_while(carried, step), outs
 
     start = (handler.enter_while(eqn), list(values[n_cond + n_body :]))
     carried, outs = jax.lax.while_loop(predicate, body, start)
     handler.leave_while(carried)
     return outs
+
+
+def where_running(running: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """A lane of a vmapped loop that has ended keeps its value."""
+    if running.ndim == 0:
+        return new
+    return jnp.where(running.reshape(running.shape + (1,) * (new.ndim - running.ndim)), new, old)
 
 
 def custom_derivative(handler: Handler, eqn: _jax.JaxprEqn, values: list[Any]) -> list[Any]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _jax, density
+from .control import where_running
 from .errors import show_address
 from .estimators import Branching
 from .expect import Expect
@@ -225,8 +226,10 @@ def _while(enter: Any, eqn: _jax.JaxprEqn, values: list[Any]) -> list[Any]:
     n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
     in_cond, in_body = values[:n_cond], values[n_cond : n_cond + n_body]
     state, count = values[n_cond + n_body :], 0
-    while bool(_jax.jaxpr_as_fun(params["cond_jaxpr"])(*in_cond, *state)[0]):
-        state = enter(params["body_jaxpr"], [*in_body, *state], f"loop step {count}")
+    predicate = _jax.jaxpr_as_fun(params["cond_jaxpr"])
+    while (running := predicate(*in_cond, *state)[0]).any():
+        new = enter(params["body_jaxpr"], [*in_body, *state], f"loop step {count}")
+        state = [where_running(running, x, old) for x, old in zip(new, state, strict=True)]
         count += 1
     return state
 

@@ -214,4 +214,20 @@ def _jvp(primals: Any, tangents: Any, *, site: Site) -> NoReturn:
     )
 
 
+def _refuse_region(primitive: _jax.Primitive, params: dict[str, Any]) -> None:
+    """JAX's partial evaluation would drop, hoist or repeat a site without effects in a region."""
+    for jaxpr in _jax.jaxprs_among(params):
+        if has_sites(jaxpr):
+            site = first_site(jaxpr)
+            raise DifferentiationError(
+                f"JAX's derivative met a random choice inside `{primitive.name}`, where it may "
+                "drop or repeat the draw.",
+                address=site.address,
+                where=site.line,
+                fix="use vx.grad or vx.value_and_grad in the place of jax.grad, or draw outside "
+                "the function that is differentiated and pass the value in",
+            )
+
+
+_jax.guard_derivatives(_refuse_region)
 _jax.set_rules(site_p, impl=_unhandled, abstract=_abstract, batch=_batch, jvp=_jvp, lower=_lower)

@@ -46,16 +46,15 @@ def stage(program: Program) -> Staged:
 
     def flat() -> list[Any]:
         nonlocal tree, statics
-        leaves, tree = jax.tree.flatten(program())
+        try:
+            leaves, tree = jax.tree.flatten(program())
+        except _jax.CONCRETIZATION_ERRORS as error:  # here, where JAX has not cut the traceback
+            raise _traced_branch(error) from error
         arrays = [_is_arraylike(x) for x in leaves]
         statics = [_HOLE if a else x for a, x in zip(arrays, leaves, strict=True)]
         return [x for a, x in zip(arrays, leaves, strict=True) if a]
 
-    try:
-        closed = jax.make_jaxpr(flat)()
-    except _jax.CONCRETIZATION_ERRORS as error:
-        raise _traced_branch(error) from error
-    jaxpr, consts = _jax.opened(closed)
+    jaxpr, consts = _jax.opened(jax.make_jaxpr(flat)())
     return Staged(jaxpr, consts, tree, statics)
 
 

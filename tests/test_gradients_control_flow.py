@@ -1,0 +1,161 @@
+"""Gradients of expectations are unbiased in every form of control flow.
+
+Each form of `control_flow_forms` meets a continuous and a discrete law and every estimator, and
+fails with the estimator's broken twin.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from control_flow_forms import FORMS, LAWS, THETA, case, drawing
+from gradient_checks import (
+    DEFAULT_DISCRETE,
+    DEFAULT_SMOOTH,
+    ENUMERATE,
+    REPARAM,
+    SCORE,
+    NoScore,
+    SharedLanes,
+    check,
+    check_biased,
+    check_mean,
+    estimates,
+    mean_coin,
+)
+from jax import lax
+
+import varax as vx
+from varax import dist as d
+from varax import estimators as est
+
+CASES = [
+    ("normal", REPARAM),
+    ("normal", SCORE),
+    ("coin", SCORE),
+    ("coin", ENUMERATE),
+]
+DEFAULTS = [("normal", DEFAULT_SMOOTH), ("coin", DEFAULT_DISCRETE)]
+IN_FLOAT64 = ("scan", "cond_on_a_draw", "vmap_of_cond", "everything_nested")
+
+
+def label(x):
+    if isinstance(x, tuple):
+        return "Default" if x[0] is None else type(x[0]).__name__
+    return {True: "float64", False: "float32"}.get(x, x)
+
+
+def cases():
+    one = [(name, *c, False) for name in FORMS for c in CASES]
+    return one + [(name, *c, True) for name in IN_FLOAT64 for c in CASES + DEFAULTS]
+
+
+@pytest.mark.parametrize("name, law, estimators, x64", cases(), indirect=["x64"], ids=label)
+def test_form(name, law, estimators, x64):
+    program, expectation = case(name, law)
+    right, twin, *_ = estimators
+    check(program, expectation, THETA, (right,), (twin,))
+
+
+# ---- what a form with one estimator does not show
+
+
+@pytest.mark.parametrize("law, estimators", CASES, ids=label)
+def test_branch_on_a_scored_draw(law, estimators):
+    """The score of the predicate multiplies what the branches do; its twin forgets that."""
+    draw, (cond, _) = drawing(law, estimators[0]), FORMS["cond_on_a_draw"]
+
+    def program(theta, predicate):
+        return cond(draw, theta, predicate)
+
+    check(program, case("cond_on_a_draw", law)[1], THETA, (est.Score(),), (NoScore(),))
+
+
+@pytest.mark.parametrize("inner", [REPARAM, SCORE], ids=label)
+def test_switching_chain(inner):
+    """In each step of a scan a scored coin decides which law the pathwise step has."""
+
+    def program(theta, of_z, of_x):
+        def step(x, _):
+            z = vx.sample("z", d.Bernoulli(logits=theta[0] + x), estimator=of_z)
+            mean = lax.cond(z == 1, lambda: theta[1] * x + 1, lambda: theta[0] * x)
+            return vx.sample("x", d.Normal(mean, 0.7), estimator=of_x), None
+
+        return jnp.sin(lax.scan(step, 0.5, None, length=2)[0]) * theta[1]
+
+    def expectation(theta):
+        def step(g, x):
+            return mean_coin(
+                lambda z: mean_x(g, jnp.where(z == 1, theta[1] * x + 1, theta[0] * x)),
+                theta[0] + x,
+            )
+
+        return step(lambda x: step(lambda y: jnp.sin(y) * theta[1], x), 0.5)
+
+    _, mean_x = LAWS["normal"]
+    score, right = est.Score(), inner[0]
+    check(program, expectation, THETA, (score, right), (NoScore(), right), (score, inner[1]))
+
+
+REGIONS = {
+    "plain": lambda draw: draw(),
+    "jit": lambda draw: jax.jit(draw)(),
+    "checkpoint": lambda draw: jax.checkpoint(draw)(),
+    "scan": lambda draw: lax.scan(lambda c, _: (c, draw()), 0, None, length=1)[1][0],
+    "cond": lambda draw: lax.cond(jnp.sin(1.0) > 0, draw, lambda: jnp.array(0.0)),
+    "jit in scan in cond": lambda draw: REGIONS["cond"](
+        lambda: REGIONS["scan"](lambda: REGIONS["jit"](draw))
+    ),
+}
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("estimators", [REPARAM, SCORE], ids=label)
+def test_lanes_of_which_nothing_is_mapped_draw_independently(region, estimators):
+    """E[(x_1 + ... + x_4)^2]; the twin gives every lane the noise of the first."""
+
+    def program(theta, estimator):
+        def draw():
+            return vx.sample("x", d.Normal(theta[0], jnp.exp(theta[1])), estimator=estimator)
+
+        return jax.vmap(lambda _: REGIONS[region](draw))(jnp.arange(4)).sum() ** 2
+
+    def expectation(theta):
+        return 4 * jnp.exp(2 * theta[1]) + 16 * theta[0] ** 2
+
+    right = estimators[0]
+    check(program, expectation, (0.3, -0.4), (right,), (SharedLanes(right),))
+
+
+@pytest.mark.parametrize("estimator, twin", [(est.Score(), NoScore()), (None, NoScore())])
+def test_while_loop_forward_mode(estimator, twin):
+    """The number of tosses until the first success; JAX has no reverse mode for a while loop."""
+
+    def program(theta, estimator):
+        def toss(state):
+            coin = d.Bernoulli(logits=theta[0])
+            return state[0] + 1, vx.sample("z", coin, estimator=estimator)
+
+        return lax.while_loop(lambda state: state[1] == 0, toss, (0.0, 0))[0]
+
+    def forward(program, key, theta):
+        value, slope = jax.jvp(lambda t: vx.expect(program)(key, t), (theta,), (jnp.ones(1),))
+        return jnp.stack([value, slope])
+
+    exact = np.array([1 + np.exp(-0.3), -np.exp(-0.3)])
+    check_mean(estimates(lambda t: program(t, estimator), (0.3,), forward), exact)
+    check_biased(estimates(lambda t: program(t, twin), (0.3,), forward), exact)
+
+
+@pytest.mark.parametrize("estimator", [est.Score(), est.Enumerate()], ids=str)
+def test_scan_of_no_steps(estimator):
+    def program(theta):
+        def step(x, _):
+            z = vx.sample("z", d.Bernoulli(logits=theta), estimator=estimator)
+            return x + z, x
+
+        last, xs = lax.scan(step, theta, None, length=0)
+        return last**2 + xs.sum()
+
+    value, slope = vx.value_and_grad(program)(jax.random.key(0), 3.0)
+    assert (value, slope) == (9.0, 6.0)
