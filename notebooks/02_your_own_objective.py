@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+
 import varax as vx
 from varax import dist as d
 from varax import estimators as est

@@ -5,6 +5,8 @@ t the program's parameters, and `expectation(mean, t)`, where `mean(g, u)` is E[
 law. `case` fills in a law and an estimator.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from varax import estimators as est
 
 THETA = (0.4, 0.7)
 STEPS = np.array([1.0, -0.5, 2.0])
+EXACT = est.Enumerate()
 FORMS = {}
 LAWS = {
     "normal": (lambda u: d.Normal(u, 0.7), lambda g, u: mean_normal(g, u, 0.7, 12)),
@@ -41,6 +44,7 @@ def drawing(law, estimator):
     return draw
 
 
+@functools.cache
 def case(name, law):
     """`(program(theta, estimator), expectation(theta))`."""
     program, expectation = FORMS[name]
@@ -106,16 +110,16 @@ def fori_loop(draw, t):
 
 def mean_of_cond(mean, t):
     p = jax.nn.sigmoid(t[1])
-    one = mean(jnp.sin, t[0]) + mean(lambda b: b * t[0], t[1])
+    one = mean(jnp.sin, t[0]) + mean(lambda b: b * t[0], t[1]) - 1
     return p * one + (1 - p) * mean(lambda c: c**2, t[0] - t[1])
 
 
 @form(mean_of_cond)
-def cond_on_a_draw(draw, t, predicate=est.Enumerate()):
+def cond_on_a_draw(draw, t, predicate=EXACT):
     z = vx.sample("z", d.Bernoulli(logits=t[1]), estimator=predicate)
     return lax.cond(
         z == 1,
-        lambda: jnp.sin(draw("a", t[0])) + draw("b", t[1]) * t[0],
+        lambda: jnp.sin(draw("a", t[0])) + draw("b", t[1]) * t[0] - 1,
         lambda: draw("c", t[0] - t[1]) ** 2,
     )
 
@@ -268,3 +272,18 @@ def masked(draw, t):
 def scaled(draw, t):
     x = draw("x", t[0], lambda law: vx.scaled(law, 3.0))
     return couple(x, draw("y", t[1] * x, lambda law: vx.scaled(law, 0.5)))
+
+
+# ---- regions around one draw
+
+REGIONS = {
+    "plain": lambda draw: draw(),
+    "jit": lambda draw: jax.jit(draw)(),
+    "checkpoint": lambda draw: jax.checkpoint(draw)(),
+    "scan": lambda draw: lax.map(lambda _: draw(), jnp.arange(1))[0],
+    "cond": lambda draw: lax.cond(jnp.sin(1.0) > 0, draw, lambda: 0 * draw()),
+    "switch": lambda draw: lax.switch(jnp.argmax(STEPS), [lambda: 0 * draw()] * 2 + [draw]),
+    "jit in scan in cond in checkpoint": lambda draw: REGIONS["checkpoint"](
+        lambda: REGIONS["cond"](lambda: REGIONS["scan"](lambda: REGIONS["jit"](draw)))
+    ),
+}

@@ -65,36 +65,54 @@ def _report(draws, exact, excess):
 # ---- estimates and exact derivatives at theta [p]
 
 
-def flat_gradient(program, key, theta):
-    """Value and gradient in one vector [1 + p]."""
-    value, gradient = vx.value_and_grad(program)(key, theta)
-    return jnp.concatenate([value[None], gradient])
+def gradient(program, key, theta):
+    """An estimate of value and gradient, [1 + p]."""
+    value, slope = vx.value_and_grad(program)(key, theta)
+    return jnp.concatenate([value[None], slope])
 
 
-def estimates(program, theta, of=flat_gradient, draws=DRAWS, seed=0):
-    """Independent estimates of value and gradient, [draws, 1 + p]."""
+def hessian(program, key, theta):
+    """An estimate of the second derivatives, [p, p]."""
+    return jax.hessian(lambda t: vx.expect(program)(key, t))(theta)
+
+
+def estimates(program, theta, of=gradient, draws=DRAWS, seed=0):
+    """Independent estimates, [draws, ...]."""
     keys = jax.random.split(jax.random.key(seed), draws)
     run = jax.vmap(functools.partial(of, program), in_axes=(0, None))
     return np.asarray(jax.jit(run, compiler_options=QUICKLY)(keys, jnp.asarray(theta, float)))
 
 
 @functools.lru_cache(maxsize=256)
-def exact_gradient(expectation, theta):
-    """Value and gradient of a deterministic function, in float64."""
+def exactly(expectation, theta, of=gradient):
+    """The derivatives of an expectation known in closed form, in float64."""
     with jax.enable_x64(True):
-        value, gradient = jax.jit(jax.value_and_grad(expectation))(jnp.array(theta))
-        return np.concatenate([value[None], gradient])
+        if of is hessian:
+            return np.asarray(jax.jit(jax.hessian(expectation))(jnp.array(theta)))
+        value, slope = jax.jit(jax.value_and_grad(expectation))(jnp.array(theta))
+        return np.concatenate([value[None], slope])
 
 
-def check(program, expectation, theta, right, *twins):
-    """`program(theta, *right)` has the expectation's value and gradient; with a twin it has not."""
-    exact = exact_gradient(expectation, tuple(theta))
-    draws = estimates(lambda th: program(th, *right), theta)
+def check(program, expectation, theta, right, *twins, of=gradient):
+    """`program(theta, *right)` has the expectation's derivatives; with a twin it has not."""
+    exact = exactly(expectation, tuple(theta), of)
+    draws = estimates(lambda th: program(th, *right), theta, of)
     check_mean(draws, exact)
     if all(isinstance(e, est.Enumerate) for e in right):
         check_exact(draws, exact)
     for twin in twins:
-        check_biased(estimates(lambda th, twin=twin: program(th, *twin), theta), exact)
+        check_biased(estimates(lambda th, twin=twin: program(th, *twin), theta, of), exact)
+
+
+def label(x):
+    """A test's id for an estimator, alone or with its twins, for a precision, a function."""
+    if isinstance(x, tuple):
+        x = x[0]
+    if isinstance(x, bool):
+        return "float64" if x else "float32"
+    if x is None or isinstance(x, est.Estimator):
+        return "Default" if x is None else type(x).__name__
+    return getattr(x, "__name__", None)
 
 
 # ---- exact expectations: E[g(x)], g of scalars
@@ -154,6 +172,39 @@ class FrozenWeights(est.Enumerate):
     def branch(self, key, law):
         values, weights = super().branch(key, law)
         return values, jax.lax.stop_gradient(weights)
+
+
+class FirstOrder(est.Score):
+    """Weight 1 + log p - stop_gradient(log p): the first derivative is right, the second is not."""
+
+    def draw(self, key, law):
+        value, log_weight = super().draw(key, law)
+        return value, jnp.log1p(log_weight)
+
+
+class FirstOrderPath(est.Reparam):
+    """Right path, but straight: its second derivative in the distribution's parameters is lost."""
+
+    def draw(self, key, law):
+        def path(operands):
+            return est.Law(law.site, operands).rsample(key)
+
+        straight = jax.custom_jvp(path)
+
+        @straight.defjvp
+        def _(operands, tangents):
+            return path(*operands), jax.jvp(path, jax.lax.stop_gradient(operands), tangents)[1]
+
+        return straight(law.operands), 0.0
+
+
+class FirstOrderWeights(est.Enumerate):
+    """The probabilities' second derivatives are lost."""
+
+    def branch(self, key, law):
+        values, weights = super().branch(key, law)
+        p, log_p = jax.lax.stop_gradient(weights), jnp.log(weights)
+        return values, p * (1 + log_p - jax.lax.stop_gradient(log_p))
 
 
 # (estimator, its twins)

@@ -14,6 +14,7 @@ from gradient_checks import (
     REPARAM,
     SCORE,
     check,
+    label,
     mean_coin,
     mean_normal,
 )
@@ -116,12 +117,6 @@ ONE_SITE = {
     "geometric-logits": (lambda t: d.Geometric(logits=t[0]), geometric, counts(200), INFINITE),
 }
 IN_FLOAT64 = ("normal", "gamma", "bernoulli-logits", "categorical", "geometric")
-
-
-def label(x):
-    if isinstance(x, tuple):
-        return "Default" if x[0] is None else type(x[0]).__name__
-    return {True: "float64", False: "float32"}.get(x, x)
 
 
 def one_site_cases():

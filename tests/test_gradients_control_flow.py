@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from control_flow_forms import FORMS, LAWS, THETA, case, drawing
+from control_flow_forms import FORMS, LAWS, REGIONS, THETA, case, drawing
 from gradient_checks import (
     DEFAULT_DISCRETE,
     DEFAULT_SMOOTH,
@@ -21,6 +21,7 @@ from gradient_checks import (
     check_biased,
     check_mean,
     estimates,
+    label,
     mean_coin,
 )
 from jax import lax
@@ -37,12 +38,6 @@ CASES = [
 ]
 DEFAULTS = [("normal", DEFAULT_SMOOTH), ("coin", DEFAULT_DISCRETE)]
 IN_FLOAT64 = ("scan", "cond_on_a_draw", "vmap_of_cond", "everything_nested")
-
-
-def label(x):
-    if isinstance(x, tuple):
-        return "Default" if x[0] is None else type(x[0]).__name__
-    return {True: "float64", False: "float32"}.get(x, x)
 
 
 def cases():
@@ -95,18 +90,6 @@ def test_switching_chain(inner):
     _, mean_x = LAWS["normal"]
     score, right = est.Score(), inner[0]
     check(program, expectation, THETA, (score, right), (NoScore(), right), (score, inner[1]))
-
-
-REGIONS = {
-    "plain": lambda draw: draw(),
-    "jit": lambda draw: jax.jit(draw)(),
-    "checkpoint": lambda draw: jax.checkpoint(draw)(),
-    "scan": lambda draw: lax.scan(lambda c, _: (c, draw()), 0, None, length=1)[1][0],
-    "cond": lambda draw: lax.cond(jnp.sin(1.0) > 0, draw, lambda: jnp.array(0.0)),
-    "jit in scan in cond": lambda draw: REGIONS["cond"](
-        lambda: REGIONS["scan"](lambda: REGIONS["jit"](draw))
-    ),
-}
 
 
 @pytest.mark.parametrize("region", REGIONS)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+from jax._src.interpreters import ad as ad_internal
 from jax.extend import source_info_util
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, jaxpr_as_fun
 from jax.extend.core.primitives import (
@@ -24,7 +25,6 @@ from jax.extend.core.primitives import (
     scan_p,
     while_p,
 )
-from jax._src.interpreters import ad as ad_internal
 from jax.interpreters import ad, batching, mlir
 
 __all__ = [

@@ -18,7 +18,7 @@ import jax
 from . import _jax
 from .edit import observed_site
 from .measures import log_density
-from .site import Site, over_lanes
+from .site import Site, as_one_equation, over_lanes
 
 _watched = contextvars.ContextVar("varax_watched", default=False)
 
@@ -42,6 +42,12 @@ def observed(site: Site, operands: list[Any]) -> jax.Array:
     """Log density of an observation: a scalar, summed over all lanes."""
     if _watched.get():
         return density_p.bind(*operands, site=site, kept=0)
+    return log_density_of(site, operands)
+
+
+@as_one_equation
+def log_density_of(site: Site, operands: list[Any]) -> jax.Array:
+    """Log density of an observation, summed over lanes and batch."""
     return total(*operands, site=site, kept=0)
 
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from . import _jax, density
 from .control import where_running
+from .direct import Expect
 from .errors import show_address
 from .estimators import Branching
-from .expect import Expect
 from .interpreter import read
 from .law import Law
 from .measures import innermost

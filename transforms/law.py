@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .measures import Masked, element_support, event_shape, innermost, is_reparameterizable
-from .site import Address, Site, over_lanes, unpack
+from .site import Address, Site, as_one_equation, over_lanes, unpack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +40,21 @@ class Law:
 
     def sample(self, key: jax.Array) -> jax.Array:
         """A draw, shape `site.shape`."""
-        return self._draw("sample", key)
+        return sample(self.site, self.operands, key)
 
     def rsample(self, key: jax.Array) -> jax.Array:
         """A draw that is differentiable in the parameters."""
-        return self._draw("rsample", key)
+        return rsample(self.site, self.operands, key)
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Joint log density of all lanes: a scalar."""
-        return over_lanes(
-            self.site, lambda m, _, v: m.log_prob(v).sum(), self.operands, value
-        ).sum()
+        return log_prob(self.site, self.operands, value)
+
+    def log_prob_each(self, values: jax.Array) -> jax.Array:
+        """`log_prob` of several values, shape [J]. The parameters are repeated for every value, so
+        that a derivative sums over the values once."""
+        repeated = [jnp.broadcast_to(x, (len(values), *jnp.shape(x))) for x in self.operands]
+        return jax.vmap(lambda ops, v: log_prob(self.site, ops, v))(repeated, values)
 
     def element_support(self) -> jax.Array | None:
         """All values of one element, shape `[K, *event]`, or None if they cannot be listed."""
@@ -76,17 +80,32 @@ class Law:
         batch = self.site.value.shape[: len(self.site.value.shape) - len(event)]
         return over_lanes(self.site, lambda m, _: jnp.broadcast_to(_mask(m), batch), self.operands)
 
-    def _draw(self, method: str, key: jax.Array) -> jax.Array:
-        keys = jax.random.split(key, self.site.lanes) if self.site.lanes else key
-
-        def one(measure: Any, _: Any, key: jax.Array) -> jax.Array:
-            return getattr(measure, method)(key).astype(self.site.value.dtype)
-
-        return over_lanes(self.site, one, self.operands, keys)
-
     def _mapped_count(self) -> list[int]:
         """Per operand, how many lanes lead it."""
         return [sum(m) for m in zip(*self.site.mapped, strict=True)] or [0] * len(self.operands)
+
+
+@as_one_equation
+def log_prob(site: Site, operands: list[Any], value: jax.Array) -> jax.Array:
+    """Log density of a value under the law, summed over lanes and batch."""
+    return over_lanes(site, lambda m, _, v: m.log_prob(v).sum(), operands, value).sum()
+
+
+@as_one_equation
+def sample(site: Site, operands: list[Any], key: jax.Array) -> jax.Array:
+    """A draw of every lane."""
+    return _draw(site, operands, key, lambda m, _, key: m.sample(key))
+
+
+@as_one_equation
+def rsample(site: Site, operands: list[Any], key: jax.Array) -> jax.Array:
+    """A draw of every lane, differentiable in the parameters."""
+    return _draw(site, operands, key, lambda m, _, key: m.rsample(key))
+
+
+def _draw(site: Site, operands: list[Any], key: jax.Array, one: Any) -> jax.Array:
+    keys = jax.random.split(key, site.lanes) if site.lanes else key
+    return over_lanes(site, one, operands, keys).astype(site.value.dtype)
 
 
 def _has_mask(measure: Any) -> bool:

@@ -10,7 +10,7 @@ by step, a site its own by lane.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -34,13 +34,18 @@ class Keyed(Handler):
 
     def begin(self, jaxpr: Any) -> None:
         count = sum(eqn_has_sites(eqn) for eqn in jaxpr.eqns)
-        self.keys = iter(jax.random.split(self.key, count)) if count else iter(())
+        self.keys = iter(split(self.key, count))
 
     def enter(self, eqn: _jax.JaxprEqn) -> Any:
         return next(self.keys)
 
     def enter_scan(self, eqn: _jax.JaxprEqn, length: int) -> Any:
         return jax.random.split(next(self.keys), length)
+
+
+def split(key: jax.Array, count: int) -> Sequence[jax.Array]:
+    """Keys for a region; the only one that draws takes the region's own."""
+    return [key] * count if count < 2 else list(jax.random.split(key, count))
 
 
 class Seed(Keyed):

@@ -52,7 +52,7 @@ class Enumerate(Branching):
         digits = jnp.arange(k**n)[:, None] // k ** jnp.arange(n)[::-1] % k  # [J, n]
         values = support[digits].reshape((k**n, *law.site.shape))
         values = values.astype(law.site.value.dtype)
-        weights = jnp.exp(jax.vmap(law.log_prob)(values))  # [J]
+        weights = jnp.exp(law.log_prob_each(values))  # [J]
         if (mask := law.mask()) is not None:  # an absent element has one value: its first
             first = (digits == 0).reshape((k**n, *mask.shape))
             present = mask | first
