@@ -182,9 +182,7 @@ def measure(report, title, k, functions, phi, per_call, rounds, builds, wrap=lam
     times = built(makers, (phi,), builds)
     compiled = {name: make().lower(phi).compile() for name, make in makers.items()}
     calls = max(1, min(200, 2**19 // (2**k * per_call)))
-    runs = interleaved(
-        {name: lambda f=f: f(phi) for name, f in compiled.items()}, rounds, calls
-    )
+    runs = interleaved({name: lambda f=f: f(phi) for name, f in compiled.items()}, rounds, calls)
     report.say(f"\n{title}: {rounds} rounds of {calls} calls, {builds} compilations")
     base = times["doubling"].both, runs["doubling"]
     rows = []

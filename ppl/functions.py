@@ -17,7 +17,9 @@ from .model import Model
 from .trace import Trace
 
 
-def _function(f: Callable[..., Any]) -> Callable[..., Any]:
+def _function(f: Any) -> Callable[..., Any]:
+    if isinstance(f, Measure):
+        return f.program
     return f.function if isinstance(f, Model) else f
 
 

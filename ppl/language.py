@@ -114,6 +114,14 @@ def masked(measure: Any, mask: Any) -> Any:
         mask: bool, of the distribution's batch shape or broadcastable to it; a scalar for a model.
     """
     _require_fit("mask", mask, measure)
+    if not jnp.issubdtype(jnp.result_type(mask), jnp.bool_):
+        raise ShapeError(
+            "A mask is boolean.",
+            expected="dtype bool",
+            got=f"dtype {jnp.result_type(mask)}",
+            where=user_line(),
+            fix="compare: mask > 0; to raise a density to a power use vx.scaled",
+        )
     mask = jnp.asarray(mask, bool)
     if isinstance(measure, Measure):
         return Measure(lambda: rewrite(measure.program, Mask(mask)), f"masked({measure.name})")
@@ -121,10 +129,10 @@ def masked(measure: Any, mask: Any) -> Any:
 
 
 def _address(address: Any) -> tuple[str]:
-    if not isinstance(address, str) or not address:
+    if not isinstance(address, str) or not address or "/" in address:
         raise VaraxError(
             "An address is a name.",
-            expected="a non-empty string",
+            expected="a non-empty string without a slash (which stands for nesting)",
             got=repr(address),
             where=user_line(),
             fix="the address comes first: vx.sample('z', distribution)",

@@ -11,9 +11,10 @@ import jax
 from ..transforms import replay as _replay
 from ..transforms import seed as _seed
 from ..transforms import trace as _trace
-from ..transforms.choices import Choices, flatten, layout
+from ..transforms.choices import Choices, flatten
 from ..transforms.edit import Condition, Do
 from ..transforms.errors import show_address
+from ..transforms.layout import layout
 from ..transforms.staging import stage
 from .trace import Trace
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ..transforms.choices import Choices, flatten
 from ..transforms.errors import AddressError, GuideMismatchError, show_address
+from ..transforms.source import user_line
 from .measure import Measure
 from .trace import Trace
 
@@ -57,7 +58,7 @@ def log_weight(p: Measure, trace: Trace, data: Choices) -> jax.Array:
             address=", ".join(sorted(wrong)),
             expected=f"guide and data share out the model's addresses {_set(shown['model'])}",
             got=f"guide {_set(shown['guide'])} and data {_set(shown['data'])}",
-            where=error.where,
+            where=error.where or user_line(),
             fix="sample each unobserved address of the model, and no other, in the guide",
         ) from error
 

@@ -230,11 +230,11 @@ raises(e.DifferentiationError, "x", "custom_jvp", "draw outside the function", l
 )
 for name, around in {
     "jit": jax.jit,
-    "remat": jax.checkpoint,
+    "jax.checkpoint": jax.checkpoint,
     "scan": lambda f: lambda m: lax.scan(lambda m, _: (f(m), None), m, None, length=2)[0],
     "cond": lambda f: lambda m: lax.cond(m > 0, f, lambda m: m, m),
 }.items():
-    inside = f"inside `{name}"
+    inside = f"inside `{name}`"
     raises(e.DifferentiationError, "x", inside, "draw outside the f", line=differentiated)(
         lambda program: vx.seed(program)(KEY), differentiated(around)
     )
@@ -315,6 +315,9 @@ for thing in (3.0, ONE, d.Normal):
     )
 raises(e.CapabilityError, "x", "an array", "a dict with ['x']")(
     lambda: density(lambda: sample("x", NORMAL, obs={"x": 1.0}))
+)
+raises(e.CapabilityError, "x", "Sampleable", "ImproperUniform")(
+    lambda: simulate(lambda: sample("x", d.ImproperUniform(d.constraints.real, (), ())))
 )
 raises(e.EstimatorError, "u", "a nested model has its own", "set estimator= inside one")(
     lambda: simulate(lambda: sample("u", ONE(), estimator=est.Reparam()))

@@ -6,7 +6,6 @@ fails with the estimator's broken twin.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from control_flow_forms import FORMS, LAWS, REGIONS, THETA, case, drawing
 from gradient_checks import (
@@ -21,6 +20,7 @@ from gradient_checks import (
     check_biased,
     check_mean,
     estimates,
+    exactly,
     label,
     mean_coin,
 )
@@ -67,8 +67,9 @@ def test_branch_on_a_scored_draw(law, estimators):
 
 
 @pytest.mark.parametrize("inner", [REPARAM, SCORE], ids=label)
-def test_switching_chain(inner):
-    """In each step of a scan a scored coin decides which law the pathwise step has."""
+@pytest.mark.parametrize("outer", [SCORE, ENUMERATE], ids=label)
+def test_switching_chain(outer, inner):
+    """In each step of a scan a coin decides which law the next state has."""
 
     def program(theta, of_z, of_x):
         def step(x, _):
@@ -88,8 +89,50 @@ def test_switching_chain(inner):
         return step(lambda x: step(lambda y: jnp.sin(y) * theta[1], x), 0.5)
 
     _, mean_x = LAWS["normal"]
-    score, right = est.Score(), inner[0]
-    check(program, expectation, THETA, (score, right), (NoScore(), right), (score, inner[1]))
+    right = (outer[0], inner[0])
+    check(program, expectation, THETA, right, (outer[1], right[1]), (right[0], inner[1]))
+
+
+# ---- no key is used twice
+
+
+class OneKey(est.Reparam):
+    """Draws with the same key everywhere."""
+
+    def draw(self, key, law):
+        return law.rsample(jax.random.key(0)), 0.0
+
+
+def model_twice(draw):
+    local = vx.model(draw)
+    return vx.sample("one", local()), vx.sample("two", local())
+
+
+TWICE = {
+    "two sites": lambda draw: (draw(), draw("y")),
+    "jitted function called twice": lambda draw: (lambda f: (f(), f()))(jax.jit(draw)),
+    "checkpointed function called twice": lambda draw: (lambda f: (f(), f()))(jax.checkpoint(draw)),
+    "scan": lambda draw: lax.map(lambda _: draw(), jnp.arange(2)),
+    "fori_loop": lambda draw: lax.fori_loop(0, 2, lambda i, x: x.at[i].set(draw()), jnp.zeros(2)),
+    "vmap": lambda draw: jax.vmap(lambda _: draw())(jnp.arange(2)),
+    "before and in a scan": lambda draw: (draw(), lax.map(lambda _: draw("y"), jnp.arange(1))[0]),
+    "model sampled twice": model_twice,
+}
+
+
+@pytest.mark.parametrize("twice", TWICE)
+def test_two_draws_are_independent(twice):
+    """The mean square of their difference is twice the variance, not 0."""
+
+    def program(theta, estimator):
+        def draw(address="x"):
+            return vx.sample(address, d.Normal(0.0, jnp.exp(theta[0])), estimator=estimator)
+
+        x, y = TWICE[twice](draw)
+        return (x - y) ** 2
+
+    twin = SharedLanes(est.Reparam()) if twice == "vmap" else OneKey()
+    check(program, lambda t: 2 * jnp.exp(2 * t[0]), (0.3,), (est.Reparam(),), (twin,))
 
 
 @pytest.mark.parametrize("region", REGIONS)
@@ -110,24 +153,32 @@ def test_lanes_of_which_nothing_is_mapped_draw_independently(region, estimators)
     check(program, expectation, (0.3, -0.4), (right,), (SharedLanes(right),))
 
 
-@pytest.mark.parametrize("estimator, twin", [(est.Score(), NoScore()), (None, NoScore())])
-def test_while_loop_forward_mode(estimator, twin):
-    """The number of tosses until the first success; JAX has no reverse mode for a while loop."""
+@pytest.mark.parametrize("lanes", [None, 3])
+def test_while_loop_in_forward_mode(lanes):
+    """Tosses until the first success, squared; JAX has no reverse mode for a while loop."""
 
     def program(theta, estimator):
         def toss(state):
             coin = d.Bernoulli(logits=theta[0])
             return state[0] + 1, vx.sample("z", coin, estimator=estimator)
 
-        return lax.while_loop(lambda state: state[1] == 0, toss, (0.0, 0))[0]
+        def count(_):
+            return lax.while_loop(lambda state: state[1] == 0, toss, (0.0, 0))[0]
+
+        return (jax.vmap(count)(jnp.arange(lanes)).sum() if lanes else count(0)) ** 2
 
     def forward(program, key, theta):
         value, slope = jax.jvp(lambda t: vx.expect(program)(key, t), (theta,), (jnp.ones(1),))
         return jnp.stack([value, slope])
 
-    exact = np.array([1 + np.exp(-0.3), -np.exp(-0.3)])
-    check_mean(estimates(lambda t: program(t, estimator), (0.3,), forward), exact)
-    check_biased(estimates(lambda t: program(t, twin), (0.3,), forward), exact)
+    def expectation(theta):  # the count has mean 1 / p and variance (1 - p) / p^2
+        n, p = lanes or 1, jax.nn.sigmoid(theta[0])
+        return n * (1 - p) / p**2 + (n / p) ** 2
+
+    exact = exactly(expectation, (0.7,))
+    for estimator in (est.Score(), None):
+        check_mean(estimates(lambda t, e=estimator: program(t, e), (0.7,), forward), exact)
+    check_biased(estimates(lambda t: program(t, NoScore()), (0.7,), forward), exact)
 
 
 @pytest.mark.parametrize("estimator", [est.Score(), est.Enumerate()], ids=str)

@@ -352,6 +352,24 @@ def test_absent_choices_have_no_influence(name):
     assert all(np.isfinite(x).all() for x in slopes if x.dtype.kind == "f")
 
 
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, np.float16, np.float32, np.float64])
+def test_given_values_take_the_dtype_of_their_choice(dtype, x64):
+    discrete = np.issubdtype(dtype, np.integer) or dtype is bool
+    law = d.Bernoulli(0.3) if discrete else d.Normal(0.0, 1.0)
+    m, x, y = vx.model(lambda: gauss("y", sample("x", law) + 1))(), {"x": dtype(1)}, {"y": 0.0}
+    after = normal(0, 2)
+    both = after + (np.log(0.3) if discrete else normal(1, 0))
+    close(m.log_density(x | y), both)
+    close(m.condition(x).log_density(y), both)
+    close(m.do(x).log_density(y), after)
+    assert m.generate(jax.random.key(0), x)[0]["x"] == 1
+
+
+def test_a_point_mass_is_its_value():
+    trace = vx.model(lambda: sample("x", d.Delta(2.0)) + 1)().simulate(jax.random.key(0))
+    assert (trace["x"], trace.value, trace.log_density) == (2.0, 3.0, 0.0)
+
+
 def test_weights_are_unbiased_for_the_evidence():
     """x ~ N(0, 1), y_i ~ N(x, 1): the evidence of y is N(y; 0, I + 1 1')."""
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from control_flow_forms import REGIONS
-from gradient_checks import SharedLanes, check, label, tolerance
+from gradient_checks import label, tolerance
 from jax import lax
 
 import varax as vx
@@ -136,48 +136,6 @@ def test_geometric_by_probability_and_by_logit(x64):
         assert_same(gradient, value * (1 - p - drawn * p))
 
 
-# ---- no key is used twice
-
-
-class OneKey(est.Reparam):
-    """Draws with the same key everywhere."""
-
-    def draw(self, key, law):
-        return law.rsample(jax.random.key(0)), 0.0
-
-
-def model_twice(draw):
-    local = vx.model(draw)
-    return vx.sample("one", local()), vx.sample("two", local())
-
-
-TWICE = {
-    "two sites": lambda draw: (draw(), draw("y")),
-    "jitted function called twice": lambda draw: (lambda f: (f(), f()))(jax.jit(draw)),
-    "checkpointed function called twice": lambda draw: (lambda f: (f(), f()))(jax.checkpoint(draw)),
-    "scan": lambda draw: lax.map(lambda _: draw(), jnp.arange(2)),
-    "fori_loop": lambda draw: lax.fori_loop(0, 2, lambda i, x: x.at[i].set(draw()), jnp.zeros(2)),
-    "vmap": lambda draw: jax.vmap(lambda _: draw())(jnp.arange(2)),
-    "before and in a scan": lambda draw: (draw(), lax.map(lambda _: draw("y"), jnp.arange(1))[0]),
-    "model sampled twice": model_twice,
-}
-
-
-@pytest.mark.parametrize("twice", TWICE)
-def test_two_draws_are_independent(twice):
-    """The mean square of their difference is twice the variance, not 0."""
-
-    def program(theta, estimator):
-        def draw(address="x"):
-            return vx.sample(address, d.Normal(0.0, jnp.exp(theta[0])), estimator=estimator)
-
-        x, y = TWICE[twice](draw)
-        return (x - y) ** 2
-
-    twin = SharedLanes(est.Reparam()) if twice == "vmap" else OneKey()
-    check(program, lambda t: 2 * jnp.exp(2 * t[0]), (0.3,), (est.Reparam(),), (twin,))
-
-
 # ---- the whole signature, anywhere in JAX
 
 
@@ -190,21 +148,21 @@ def program(theta, scale):
 
 
 def test_gradient_is_the_same_under_jit_vmap_and_scan_over_keys(x64):
-    keys = jax.random.split(KEY, 5)
+    keys = jax.random.split(KEY, 3)
     gradient = vx.grad(program, argnums=(0, 1))
 
     def at(key):
         return jnp.stack(gradient(key, jnp.array(0.3), jnp.array(0.8)))
 
     eager = jnp.stack([at(key) for key in keys])
-    assert len(np.unique(eager[:, 0])) == 5
+    assert len(np.unique(eager[:, 0])) == 3
     assert_same(jnp.stack([jax.jit(at)(key) for key in keys]), eager)
     assert_same(jax.vmap(at)(keys), eager)
     assert_same(jax.jit(jax.vmap(at))(keys), eager)
     assert_same(lax.scan(lambda c, key: (c, at(key)), 0, keys)[1], eager)
 
 
-def test_gradient_is_the_same_under_vmap_over_parameters(x64):
+def test_gradient_is_the_same_under_vmap_over_parameters():
     thetas = jnp.linspace(-0.5, 0.5, 3)
     one_by_one = jnp.stack([vx.grad(program)(KEY, t, 0.8) for t in thetas])
     assert_same(jax.vmap(lambda t: vx.grad(program)(KEY, t, 0.8))(thetas), one_by_one)

@@ -7,6 +7,7 @@ and `scan` describes its operands by a tree (`ft_in`) instead of two counts.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -48,7 +49,18 @@ CONCRETIZATION_ERRORS = (
     jax.errors.TracerIntegerConversionError,
     jax.errors.TracerArrayConversionError,
     jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
 )
+
+
+for _folder in ("transforms", "ppl", "kernels"):  # not the user's code, in source lines
+    source_info_util.register_exclusion(str(Path(__file__).parent.parent / _folder))
+
+
+def shown(primitive: Primitive) -> str:
+    """A primitive's name as users know it."""
+    names = {"remat2": "jax.checkpoint", "custom_jvp_call": "jax.custom_jvp"}
+    return (names | {"custom_vjp_call": "jax.custom_vjp"}).get(primitive.name, primitive.name)
 
 
 def is_traced(x: Any) -> bool:

@@ -1,13 +1,7 @@
-"""Choices: nested dicts from addresses to arrays, their layout in a program, and values given.
-
-A *layout* says of every address which array belongs to it: scan lengths in front, then lanes, then
-the value of one lane. It is read off the jaxpr, so a mistake in choices is found before any
-arithmetic, and the error can list both sets.
-"""
+"""Choices: nested dicts from addresses to arrays, checked against the program they are given."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,7 +14,6 @@ from . import _jax
 from .errors import (
     AddressError,
     AddressMismatchError,
-    DuplicateAddressError,
     LoopDensityError,
     MissingAddressError,
     ShapeError,
@@ -29,97 +22,14 @@ from .errors import (
     show_address,
 )
 from .interpreter import Handler
-from .measures import innermost
-from .site import Address, Site, site_p, unpack
+from .law import Law
+from .layout import Entry, layout_of
+from .measures import fill, innermost
+from .site import Address, Site, over_lanes, unpack
 from .source import user_line
 
 Choices = Mapping[str, Any]  # address -> array, or nested choices
 Flat = dict[Address, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One address of a program."""
-
-    site: Site
-    scans: tuple[int, ...]  # lengths of the scans around it, outermost first
-    loop: bool = False  # inside a while loop
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.scans + self.site.shape
-
-    @property
-    def what(self) -> str:
-        """Kind, shape and dtype."""
-        return f"{self.site.kind} of {self.site.value.dtype}{list(self.shape)}"
-
-
-def layout(jaxpr: Any, *, kinds: Iterable[str] = ("draw",)) -> dict[Address, Entry]:
-    """Every address of a program, in program order.
-
-    Raises:
-        DuplicateAddressError: two sites that can both run share an address, or one address is
-            the beginning of another.
-    """
-    found = _layout(jaxpr, (), False)
-    for address, entry in found.items():
-        for n in range(1, len(address)):
-            if address[:n] in found:
-                _duplicate(address[:n], entry.site, found[address[:n]].site)
-    return {a: entry for a, entry in found.items() if entry.site.kind in kinds}
-
-
-def _layout(jaxpr: Any, scans: tuple[int, ...], loop: bool) -> dict[Address, Entry]:
-    found: dict[Address, Entry] = {}
-    for eqn in _jax.opened(jaxpr)[0].eqns:
-        new = _layout_of(eqn, scans, loop)
-        for address in found.keys() & new.keys():
-            _duplicate(address, new[address].site, found[address].site)
-        found |= new
-    return found
-
-
-def _layout_of(eqn: _jax.JaxprEqn, scans: tuple[int, ...], loop: bool) -> dict[Address, Entry]:
-    if eqn.primitive is site_p:
-        site = eqn.params["site"]
-        return {site.address: Entry(site, scans, loop)}
-    inner = (*scans, eqn.params["length"]) if eqn.primitive is _jax.scan_p else scans
-    loop = loop or eqn.primitive is _jax.while_p
-    parts = [_layout(sub, inner, loop) for sub in _jax.subjaxprs(eqn)]
-    return _merge(parts, may_share=eqn.primitive is _jax.cond_p)
-
-
-def _merge(parts: list[dict[Address, Entry]], *, may_share: bool) -> dict[Address, Entry]:
-    merged: dict[Address, Entry] = {}
-    for part in parts:
-        for address in merged.keys() & part.keys():
-            one, two = merged[address], part[address]
-            if not may_share:
-                _duplicate(address, two.site, one.site)
-            if one.what != two.what:
-                raise ShapeError(
-                    "Two branches use one address for values of different kind, shape or dtype.",
-                    address=address,
-                    expected=f"{one.what}, as at {one.site.line}",
-                    got=two.what,
-                    where=two.site.line,
-                    fix="give the branches addresses of their own",
-                )
-        merged |= part
-    return merged
-
-
-def _duplicate(address: Address, again: Site, first: Site) -> None:
-    raise DuplicateAddressError(
-        "Two random choices of one program share an address.",
-        address=address,
-        expected="every address once",
-        got=f"a second one; the first is at {first.line}",
-        where=again.line,
-        fix="rename one, nest one with vx.sample(name, model(...)), or make them one choice "
-        "under jax.vmap or jax.lax.scan",
-    )
 
 
 def flatten(choices: Choices, prefix: Address = ()) -> Flat:
@@ -153,7 +63,12 @@ def nest(flat: Flat) -> dict[str, Any]:
 
 
 def check(
-    flat: Flat, entries: Mapping[Address, Entry], *, complete: bool, what: str
+    flat: Flat,
+    entries: Mapping[Address, Entry],
+    *,
+    complete: bool,
+    what: str,
+    observed: Mapping[Address, Entry] | None = None,
 ) -> dict[Address, jax.Array]:
     """The given values as arrays of the program's dtypes.
 
@@ -162,6 +77,7 @@ def check(
         entries: the program's layout.
         complete: whether every address must be given.
         what: who asks, for messages.
+        observed: the program's observations, for messages.
 
     Raises:
         MissingAddressError, UnknownAddressError, AddressMismatchError: by name, both sets listed.
@@ -174,18 +90,33 @@ def check(
     missing = [a for a in entries if a not in flat] if complete else []
     unknown = [a for a in flat if a not in entries]
     if missing or unknown:
-        raise _mismatch(missing, unknown, entries, flat, what)
+        seen = [a for a in unknown if a in (observed or {})]
+        if seen and observed:
+            raise UnknownAddressError(
+                f"{what}: {show_address(seen[0])} is an observation of the program.",
+                address=seen[0],
+                expected=_set(entries),
+                got=_set(flat),
+                where=observed[seen[0]].site.line,
+                fix="leave it out, or remove obs= from the model and give the value here",
+            )
+        raise _mismatch(missing, unknown, entries, flat, what, complete=complete)
     return {a: _fitted(a, flat[a], entries[a]) for a in entries if a in flat}
 
 
-def _mismatch(missing: Any, unknown: Any, entries: Any, flat: Any, what: str) -> Exception:
+def _mismatch(
+    missing: Any, unknown: Any, entries: Any, flat: Any, what: str, *, complete: bool
+) -> Exception:
     kind = MissingAddressError if not unknown else UnknownAddressError
     kind = AddressMismatchError if missing and unknown else kind
+    known = {show_address(a).lower(): show_address(a) for a in entries}
     near = [
-        f"{show_address(u)} is near {m[0]}"
+        f"{show_address(u)} is near {known[m[0]]}"
         for u in unknown
-        if (m := difflib.get_close_matches(show_address(u), map(show_address, entries), 1))
+        if (m := difflib.get_close_matches(show_address(u).lower(), known, 1))
     ]
+    if any("/" in name for address in unknown for name in address):
+        near = ['nested addresses are nested dicts: {"outer": {"inner": value}}']
     says = [f"missing {_set(missing)}"] if missing else []
     says += [f"unknown {_set(unknown)}"] if unknown else []
     lines = [entries[a].site.line for a in missing] or [e.site.line for e in entries.values()]
@@ -196,8 +127,12 @@ def _mismatch(missing: Any, unknown: Any, entries: Any, flat: Any, what: str) ->
         got=_set(flat),
         where=lines[0] if lines else None,
         fix="; ".join(near)
-        or "give exactly the program's unobserved addresses: choices | {address: value} adds "
-        "one, m.condition(...) fixes some and leaves the others random",
+        or (
+            "give exactly the program's unobserved addresses: choices | {address: value} adds "
+            "one, m.condition(...) fixes some and leaves the others random"
+            if complete
+            else "give some of the program's unobserved addresses"
+        ),
     )
 
 
@@ -219,13 +154,19 @@ def _fitted(address: Address, value: Any, entry: Entry) -> jax.Array:
 
 
 def as_value(value: Any, dtype: Any) -> jax.Array:
-    """An array; integers become floats where the site is continuous. Never floats integers."""
+    """An array of the site's dtype, but floats given for integers stay floats (data often are)."""
     if not _jax.is_traced(value):
         with jax.ensure_compile_time_eval():  # what is known stays known, under jit too
             value = jnp.asarray(value)
-    wants_float = jnp.issubdtype(dtype, jnp.floating)
-    is_float = jnp.issubdtype(value.dtype, jnp.floating)
-    return value.astype(dtype) if wants_float and not is_float else value
+    loses = jnp.issubdtype(value.dtype, jnp.floating) and jnp.issubdtype(dtype, jnp.integer)
+    return value if loses or value.dtype == dtype else _cast(value, dtype)
+
+
+def _cast(value: Any, dtype: Any) -> jax.Array:
+    if _jax.is_traced(value):
+        return value.astype(dtype)
+    with jax.ensure_compile_time_eval():
+        return value.astype(dtype)
 
 
 def _axes(entry: Entry) -> str:
@@ -300,8 +241,10 @@ class Given(Handler):
         value = self.given[site.address]
         if not site.lanes:
             check_support(site.address, unpack(site, operands)[0], value, site.line)
+        if Law(site, operands).has_mask:
+            return over_lanes(site, lambda m, _, v: fill(m, v), operands, value)
         return value
 
     def _of(self, eqn: _jax.JaxprEqn) -> Flat:
-        inside = _layout_of(eqn, (), False)
+        inside = layout_of(eqn)
         return {a: self.given[a] for a in inside if a in self.given}

@@ -109,7 +109,7 @@ def while_loop(handler: Handler, eqn: _jax.JaxprEqn, values: list[Any]) -> list[
     region = params["body_jaxpr"]
 
     def running(values: list[Any]) -> jax.Array:  # one bool, or one a lane where vmap mapped it
-        return _jax.jaxpr_as_fun(params["cond_jaxpr"])(*in_cond, *values)[0]
+        return _jax.jaxpr_as_fun(params["cond_jaxpr"])(*in_cond, *values)[0] & handler.alive()
 
     def predicate(state: tuple[Any, list[Any]]) -> jax.Array:
         return running(state[1]).any()
@@ -162,7 +162,7 @@ def derivative_unknown(eqn: _jax.JaxprEqn, site: Site) -> DifferentiationError:
         "which value was drawn.",
         address=site.address,
         where=site.line,
-        got=f"`{eqn.primitive.name}` at {_jax.source_line(eqn)}",
+        got=f"`{_jax.shown(eqn.primitive)}` at {_jax.source_line(eqn)}",
         fix="draw outside the function and pass the value to it",
     )
 

@@ -12,7 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .errors import DifferentiationError
 from .expect import expect
+from .source import user_line
 
 
 def value_and_grad(
@@ -42,7 +44,18 @@ def value_and_grad(
                 full[n] = join(x, r)
             return estimate(key, *full, **kwargs)
 
-        value, grads = jax.value_and_grad(of_floats, has_aux=has_aux)(tuple(floats))
+        try:
+            value, grads = jax.value_and_grad(of_floats, has_aux=has_aux)(tuple(floats))
+        except ValueError as error:
+            if "while_loop" not in str(error):
+                raise
+            raise DifferentiationError(
+                "JAX has no reverse-mode derivative through a while_loop.",
+                got=str(error).splitlines()[0],
+                where=user_line(),
+                fix="use jax.lax.scan over the largest number of steps with "
+                "vx.masked(distribution, still_running), or jax.jvp of vx.expect",
+            ) from error
         return value, grads[0] if isinstance(argnums, int) else grads
 
     return wrapped

@@ -6,6 +6,7 @@ Each evaluates a staged program inside the one that is being traced, so it compo
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -66,12 +67,17 @@ class Mask(Edit):
     """Make every site absent where a scalar mask is false."""
 
     mask: Any
+    branch: tuple[tuple[int, int], ...] = ()  # the branch of a cond that the mask stands for
+
+    def alive(self) -> Any:
+        return self.mask
 
     def site(self, site: Site, operands: list[Any]) -> Any:
         if site.kind == "record":
             return rebind(site, operands)
         if site.kind == "factor":
             return rebind(site, [jnp.where(self.mask, x, 0.0) for x in operands])
+        site = dataclasses.replace(site, branches=site.branches + self.branch)
         return wrap(site, operands, Masked, self.mask)
 
 
@@ -122,6 +128,9 @@ def wrap(site: Site, operands: list[Any], wrapper: Any, extra: Any) -> jax.Array
     )
 
 
+_conds = itertools.count()
+
+
 def _mask_vmapped_cond(original: Any) -> Any:
     """vmap of a cond whose predicate is mapped runs every branch: a branch's sites are then
     present only in the lanes that chose it. (JAX alone would draw and score both everywhere.)
@@ -131,13 +140,15 @@ def _mask_vmapped_cond(original: Any) -> Any:
         if dims[0] is None or not any(has_sites(b) for b in branches):
             return original(axis_data, args, dims, branches=branches, **params)
 
+        this = next(_conds)
+
         def lane(index: jax.Array, *values: jax.Array) -> list[jax.Array]:
             outs = []
             for i, branch in enumerate(branches):
                 chosen = index == i
                 safe = [jnp.where(chosen, v, jax.lax.stop_gradient(v)) for v in values]
                 jaxpr, consts = _jax.opened(branch)
-                outs.append(evaluate(Mask(chosen), jaxpr, [*consts, *safe]))
+                outs.append(evaluate(Mask(chosen, ((this, i),)), jaxpr, [*consts, *safe]))
             return [jax.lax.select_n(index, *xs) for xs in zip(*outs, strict=True)]
 
         axes = tuple(dims)

@@ -75,6 +75,10 @@ class Handler:
     def leave_while(self, carried: Any) -> None:
         """Take what the loop carried when it ended."""
 
+    def alive(self) -> Any:
+        """Whether a loop may go on: false where all its choices are absent."""
+        return True
+
 
 Rule = Callable[[Handler, _jax.JaxprEqn, list[Any]], list[Any]]
 RULES: dict[_jax.Primitive, Rule] = {}  # filled by control.py
@@ -109,11 +113,11 @@ def refused(eqn: _jax.JaxprEqn, why: str = "varax has no rule for it") -> Hidden
     """The error for a primitive that hides a site and cannot be entered."""
     site = next(first_site(sub) for sub in _jax.subjaxprs(eqn) if _has(sub))
     return HiddenSampleError(
-        f"A random choice sits inside `{eqn.primitive.name}`: {why}.",
+        f"A random choice sits inside `{_jax.shown(eqn.primitive)}`: {why}.",
         address=site.address,
         where=site.line,
         expected="random choices inside jit, vmap, scan, cond, switch, while_loop or checkpoint",
-        got=f"`{eqn.primitive.name}` at {_jax.source_line(eqn)}",
+        got=f"`{_jax.shown(eqn.primitive)}` at {_jax.source_line(eqn)}",
         fix="draw outside and pass the value in",
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .errors import CapabilityError
 from .measures import Masked, element_support, event_shape, innermost, is_reparameterizable
 from .site import Address, Site, as_one_equation, over_lanes, unpack
 
@@ -40,7 +41,17 @@ class Law:
 
     def sample(self, key: jax.Array) -> jax.Array:
         """A draw, shape `site.shape`."""
-        return sample(self.site, self.operands, key)
+        try:
+            return sample(self.site, self.operands, key)
+        except NotImplementedError as error:
+            raise CapabilityError(
+                f"{self.name} has no sampler.",
+                address=self.address,
+                expected="Sampleable",
+                got="Density",
+                where=self.site.line,
+                fix="score it with log_density, or guide it with a distribution that samples",
+            ) from error
 
     def rsample(self, key: jax.Array) -> jax.Array:
         """A draw that is differentiable in the parameters."""
@@ -52,7 +63,8 @@ class Law:
 
     def log_prob_each(self, values: jax.Array) -> jax.Array:
         """`log_prob` of several values, shape [J]. The parameters are repeated for every value, so
-        that a derivative sums over the values once."""
+        that a derivative sums over the values once.
+        """
         repeated = [jnp.broadcast_to(x, (len(values), *jnp.shape(x))) for x in self.operands]
         return jax.vmap(lambda ops, v: log_prob(self.site, ops, v))(repeated, values)
 
@@ -72,9 +84,14 @@ class Law:
         """How many elements the joint value has: lanes times batch."""
         return math.prod(self.site.shape) // max(math.prod((self.support_shape or (1,))[1:]), 1)
 
+    @property
+    def has_mask(self) -> bool:
+        """Whether the site may be absent."""
+        return _has_mask(self.template)
+
     def mask(self) -> jax.Array | None:
         """Where the site is present, shape `lanes + batch`, or None for everywhere."""
-        if not _has_mask(self.template):
+        if not self.has_mask:
             return None
         event = event_shape(self.template)
         batch = self.site.value.shape[: len(self.site.value.shape) - len(event)]
@@ -105,7 +122,7 @@ def rsample(site: Site, operands: list[Any], key: jax.Array) -> jax.Array:
 
 def _draw(site: Site, operands: list[Any], key: jax.Array, one: Any) -> jax.Array:
     keys = jax.random.split(key, site.lanes) if site.lanes else key
-    return over_lanes(site, one, operands, keys).astype(site.value.dtype)
+    return jnp.asarray(over_lanes(site, one, operands, keys), site.value.dtype)
 
 
 def _has_mask(measure: Any) -> bool:

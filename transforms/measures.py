@@ -55,10 +55,24 @@ class Masked:
         return self.fill(self.base.sample(key))
 
     def rsample(self, key: Array) -> Array:
-        return self.fill(self.base.rsample(key))
+        return self.fill(self.shielded().rsample(key))
 
     def log_prob(self, value: Array) -> Array:
-        return jnp.where(self.mask, self.base.log_prob(self.fill(value)), 0.0)
+        return jnp.where(self.mask, self.shielded().log_prob(self.fill(value)), 0.0)
+
+    def shielded(self) -> Any:
+        """`base`, no derivative passing into its parameters where it is absent: not even NaN."""
+        mask = jnp.asarray(self.mask)
+
+        def shield(x: Any) -> Any:
+            if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+                return x
+            if jnp.shape(x)[: mask.ndim] != mask.shape:  # a parameter that present entries share
+                return x
+            here = mask.reshape(mask.shape + (1,) * (jnp.ndim(x) - mask.ndim))
+            return jnp.where(here, x, jax.lax.stop_gradient(x))
+
+        return jax.tree.map(shield, self.base)
 
     def fill(self, value: Array) -> Array:
         """`value` where present, a constant inside the support elsewhere."""
@@ -70,6 +84,13 @@ class Masked:
 def _feasible(measure: Any, value: Array) -> Array:
     found = innermost(measure).support.feasible_like(value)
     return jnp.broadcast_to(found, value.shape).astype(value.dtype)
+
+
+def fill(measure: Any, value: Array) -> Array:
+    """`value` with a constant inside the support wherever `measure` is absent."""
+    if isinstance(measure, Scaled):
+        return fill(measure.base, value)
+    return measure.fill(fill(measure.base, value)) if isinstance(measure, Masked) else value
 
 
 def innermost(measure: Any) -> Any:
@@ -87,7 +108,7 @@ def log_density(measure: Any, value: Array) -> Array:
     if isinstance(measure, Scaled):
         return measure.factor * log_density(measure.base, value)
     if isinstance(measure, Masked):
-        inner = log_density(measure.base, measure.fill(value))
+        inner = log_density(measure.shielded(), measure.fill(value))
         return jnp.where(measure.mask, inner, 0.0)
     return measure.log_prob(value)
 

@@ -17,8 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .choices import Choices, Flat, Given, check, flatten, layout
+from .choices import Choices, Flat, Given, check, flatten
 from .interpreter import evaluate
+from .law import Law
+from .layout import layout
 from .noise import NoNoiseError, noise_of, unrecoverable, value_from
 from .site import Site, make_site, over_lanes, rebind
 from .staging import Program, stage
@@ -34,8 +36,13 @@ class Abduct(Given):
     def site(self, site: Site, operands: list[Any]) -> Any:
         if site.kind != "draw":
             return operands[-1]
-        value = self.given[site.address]
-        self.noise[site.address] = _per_lane(noise_of, site, operands, value)
+        value = self.value_of(site, operands)
+        noise = _per_lane(noise_of, site, operands, value)
+        if site.address in self.noise:  # of another branch of a vmapped cond
+            mask = Law(site, operands).mask()
+            mask = mask.reshape(mask.shape + (1,) * (noise.ndim - mask.ndim))
+            noise = jnp.where(mask, noise, self.noise[site.address])
+        self.noise[site.address] = noise
         return value
 
     def effects(self) -> Flat:

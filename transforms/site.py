@@ -42,16 +42,24 @@ class Site:
     mapped: tuple[tuple[bool, ...], ...] = ()  # per lane, per operand
     estimator: Any = None
     line: str = ""
+    branches: tuple[tuple[int, int], ...] = ()  # (a vmapped cond, which of its branches)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the value: lanes, then one lane's value."""
         return self.lanes + self.value.shape
 
+    def excludes(self, other: Site) -> bool:
+        """Whether the two are in different branches of one cond, so that one alone is present."""
+        mine, theirs = dict(self.branches), dict(other.branches)
+        return any(mine[c] != theirs[c] for c in mine.keys() & theirs.keys())
+
     @property
     def form(self) -> Site:
         """What the arithmetic depends on: equal for sites that differ in name and place alone."""
-        return dataclasses.replace(self, address=(), kind="draw", estimator=None, line="")
+        return dataclasses.replace(
+            self, address=(), kind="draw", estimator=None, line="", branches=()
+        )
 
 
 class _Array:
@@ -175,7 +183,14 @@ def _value_shape(tree: Any, avals: tuple[Any, ...], x64: bool) -> jax.ShapeDtype
         return jax.tree.unflatten(tree, leaves).sample(key)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(draw, key, arrays)
+    try:
+        return jax.eval_shape(draw, key, arrays)
+    except NotImplementedError:  # a density without a sampler
+        left = iter(arrays)
+        measure = jax.tree.unflatten(
+            tree, [next(left) if a[0] is ARRAY else _leaf(a[1]) for a in avals]
+        )
+        return jax.ShapeDtypeStruct(measure.shape(), jnp.result_type(float))
 
 
 _known: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -250,8 +265,8 @@ def _refuse_region(primitive: _jax.Primitive, params: dict[str, Any]) -> None:
         if has_sites(jaxpr):
             site = first_site(jaxpr)
             raise DifferentiationError(
-                f"JAX's derivative met a random choice inside `{primitive.name}`, where it may "
-                "drop or repeat the draw.",
+                f"JAX's derivative met a random choice inside `{_jax.shown(primitive)}`, where it "
+                "may drop or repeat the draw.",
                 address=site.address,
                 where=site.line,
                 fix="use vx.grad or vx.value_and_grad in the place of jax.grad, or draw outside "

@@ -50,6 +50,10 @@ def stage(program: Program) -> Staged:
             leaves, tree = jax.tree.flatten(program())
         except _jax.CONCRETIZATION_ERRORS as error:  # here, where JAX has not cut the traceback
             raise _traced_branch(error) from error
+        except TypeError as error:  # a traced shape, a traced number in an f-string
+            if "concrete" in str(error) or "__format__" in str(error):
+                raise _traced_branch(error) from error
+            raise
         arrays = [_is_arraylike(x) for x in leaves]
         statics = [_HOLE if a else x for a, x in zip(arrays, leaves, strict=True)]
         return [x for a, x in zip(arrays, leaves, strict=True) if a]

@@ -17,20 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from . import _jax, density
-from .choices import (
-    Choices,
-    Entry,
-    Flat,
-    Given,
-    check,
-    check_support,
-    flatten,
-    layout,
-    loop_density,
-)
+from .choices import Choices, Flat, Given, check, check_support, flatten, loop_density
 from .errors import CapabilityError
 from .interpreter import Handler, evaluate
 from .law import Law
+from .layout import Entry, layout
 from .site import Address, Site, first_site, rebind, unpack
 from .staging import Program, Staged, stage
 
@@ -71,9 +62,11 @@ class Joint(Given):
         else:
             value, kept = self._value(site, operands), "choices"
             lp = density.at(site, operands, value)
-        self._keep(kept, site.address, value)
         if kept == "choices" and (mask := Law(site, operands).mask()) is not None:
-            self._keep("present", site.address, mask)
+            merged = self._merge(site, mask, value)
+        else:
+            merged = value
+        self._keep(kept, site.address, merged)
         self._add(lp, given=site.kind == "observe" or site.address in self.given)
         return value
 
@@ -81,6 +74,16 @@ class Joint(Given):
         if site.address in self.given:
             return self.value_of(site, operands)
         return rebind(site, operands)
+
+    def _merge(self, site: Site, mask: Any, value: Any) -> Any:
+        """Note where a masked choice is present; branches of a vmapped cond may share it."""
+        if (other := self.record.choices.get(site.address)) is not None:
+            value = jnp.where(
+                mask.reshape(mask.shape + (1,) * (value.ndim - mask.ndim)), value, other
+            )
+            mask = mask | self.record.present[site.address]
+        self._keep("present", site.address, mask)
+        return value
 
     def _add(self, log_density: Any, *, given: bool) -> None:
         self.record.log_density = self.record.log_density + log_density
@@ -217,4 +220,5 @@ def addresses(program: Program) -> dict[Address, Entry]:
 def _given(program: Program, choices: Choices, *, complete: bool, what: str) -> tuple[Staged, Flat]:
     staged = stage(program)
     entries = layout(staged.jaxpr)
-    return staged, check(flatten(choices), entries, complete=complete, what=what)
+    observed = layout(staged.jaxpr, kinds=("observe",))
+    return staged, check(flatten(choices), entries, complete=complete, what=what, observed=observed)
