@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from . import _jax
+from .arrays import where_leading
 from .errors import DifferentiationError
 from .interpreter import RULES, Handler, evaluate, refused
 from .site import Site, first_site, has_sites
@@ -119,20 +119,15 @@ def while_loop(handler: Handler, eqn: _jax.JaxprEqn, values: list[Any]) -> list[
         jaxpr, consts = _jax.opened(region)
         step = handler.inside_while(carried)
         outs = evaluate(step, jaxpr, [*consts, *in_body, *values])
-        outs = [where_running(running(values), x, v) for x, v in zip(outs, values, strict=True)]
+        going = running(values)  # a lane of a vmapped loop that has ended keeps its values
+        outs = [where_leading(going, x, v) for x, v in zip(outs, values, strict=True)]
+
         return handler.next_while(carried, step), outs
 
     start = (handler.enter_while(eqn), list(values[n_cond + n_body :]))
     carried, outs = jax.lax.while_loop(predicate, body, start)
     handler.leave_while(carried)
     return outs
-
-
-def where_running(running: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    """A lane of a vmapped loop that has ended keeps its value."""
-    if running.ndim == 0:
-        return new
-    return jnp.where(running.reshape(running.shape + (1,) * (new.ndim - running.ndim)), new, old)
 
 
 def custom_derivative(handler: Handler, eqn: _jax.JaxprEqn, values: list[Any]) -> list[Any]:

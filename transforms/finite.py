@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _jax, density
-from .control import where_running
+from .arrays import where_leading
 from .direct import Expect
 from .errors import show_address
 from .estimators import Branching
@@ -229,7 +229,7 @@ def _while(enter: Any, eqn: _jax.JaxprEqn, values: list[Any]) -> list[Any]:
     predicate = _jax.jaxpr_as_fun(params["cond_jaxpr"])
     while (running := predicate(*in_cond, *state)[0]).any():
         new = enter(params["body_jaxpr"], [*in_body, *state], f"loop step {count}")
-        state = [where_running(running, x, old) for x, old in zip(new, state, strict=True)]
+        state = [where_leading(running, x, old) for x, old in zip(new, state, strict=True)]
         count += 1
     return state
 

@@ -89,10 +89,8 @@ class Law:
         """Whether the site may be absent."""
         return _has_mask(self.template)
 
-    def mask(self) -> jax.Array | None:
-        """Where the site is present, shape `lanes + batch`, or None for everywhere."""
-        if not self.has_mask:
-            return None
+    def present(self) -> jax.Array:
+        """Where the site is present, bool, shape `lanes + batch`."""
         event = event_shape(self.template)
         batch = self.site.value.shape[: len(self.site.value.shape) - len(event)]
         return over_lanes(self.site, lambda m, _: jnp.broadcast_to(_mask(m), batch), self.operands)

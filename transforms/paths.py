@@ -85,7 +85,9 @@ class Fan:
             return None
         if not (name in LINEAR or name == "mul" or (name == "div" and many == [0])):
             return None
-        if not _floats(values) or not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
+        if not _floats(values) or not jnp.issubdtype(
+            _jax.struct(eqn.outvars[0]).dtype, jnp.floating
+        ):
             return None
 
         def run(*values: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .arrays import where_leading
 from .choices import Choices, Flat, Given, check, flatten
 from .interpreter import evaluate
 from .law import Law
@@ -39,9 +40,7 @@ class Abduct(Given):
         value = self.value_of(site, operands)
         noise = _per_lane(noise_of, site, operands, value)
         if site.address in self.noise:  # of another branch of a vmapped cond
-            mask = Law(site, operands).mask()
-            mask = mask.reshape(mask.shape + (1,) * (noise.ndim - mask.ndim))
-            noise = jnp.where(mask, noise, self.noise[site.address])
+            noise = where_leading(Law(site, operands).present(), noise, self.noise[site.address])
         self.noise[site.address] = noise
         return value
 

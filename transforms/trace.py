@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from . import _jax, density
+from .arrays import where_leading
 from .choices import Choices, Flat, Given, check, check_support, flatten, loop_density
 from .errors import CapabilityError
 from .interpreter import Handler, evaluate
@@ -62,8 +63,8 @@ class Joint(Given):
         else:
             value, kept = self._value(site, operands), "choices"
             lp = density.at(site, operands, value)
-        if kept == "choices" and (mask := Law(site, operands).mask()) is not None:
-            merged = self._merge(site, mask, value)
+        if kept == "choices" and (law := Law(site, operands)).has_mask:
+            merged = self._merge(site, law.present(), value)
         else:
             merged = value
         self._keep(kept, site.address, merged)
@@ -78,9 +79,7 @@ class Joint(Given):
     def _merge(self, site: Site, mask: Any, value: Any) -> Any:
         """Note where a masked choice is present; branches of a vmapped cond may share it."""
         if (other := self.record.choices.get(site.address)) is not None:
-            value = jnp.where(
-                mask.reshape(mask.shape + (1,) * (value.ndim - mask.ndim)), value, other
-            )
+            value = where_leading(mask, value, other)
             mask = mask | self.record.present[site.address]
         self._keep("present", site.address, mask)
         return value

@@ -53,8 +53,8 @@ class Enumerate(Branching):
         values = support[digits].reshape((k**n, *law.site.shape))
         values = values.astype(law.site.value.dtype)
         weights = jnp.exp(law.log_prob_each(values))  # [J]
-        if (mask := law.mask()) is not None:  # an absent element has one value: its first
-            first = (digits == 0).reshape((k**n, *mask.shape))
-            present = mask | first
+        if law.has_mask:  # an absent element has one value: its first
+            here = law.present()
+            present = here | (digits == 0).reshape((k**n, *here.shape))
             weights = weights * present.all(tuple(range(1, present.ndim)))
         return values, weights
