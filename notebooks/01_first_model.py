@@ -91,11 +91,14 @@ def guide(phi):
 
 
 def elbo(phi):
-    q = guide(phi).simulate()
-    return regression(x).log_density(q.choices | {"y": y}) - q.log_density
+    def once(_):
+        q = guide(phi).simulate()
+        return regression(x).log_density(q.choices | {"y": y}) - q.log_density
+
+    return jax.vmap(once)(jnp.arange(10)).mean()  # ten independent draws: vmap is a plate
 
 
-phi = {"mean": jnp.zeros(3), "tril": jnp.zeros((3, 3))}
+phi = {"mean": jnp.zeros(3), "tril": -2.0 * jnp.eye(3)}
 value, gradient = jax.jit(vx.value_and_grad(elbo))(jax.random.key(1), phi)
 gradient["mean"]
 
@@ -103,8 +106,8 @@ gradient["mean"]
 # `vx.fit` is the common loop: any optax optimiser, one compilation, a progress bar.
 
 # %%
-schedule = optax.cosine_decay_schedule(0.03, 6000)
-result = vx.fit(elbo, phi, optax.adam(schedule), steps=6000, key=jax.random.key(2))
+schedule = optax.cosine_decay_schedule(0.03, 4000)
+result = vx.fit(elbo, phi, optax.adam(schedule), steps=4000, key=jax.random.key(2))
 result.plot()
 # %% [markdown]
 # ## Against the exact posterior

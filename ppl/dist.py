@@ -1,3 +1,66 @@
-"""Distributions: all of `numpyro.distributions`."""
+"""Distributions: all of `numpyro.distributions`, and what it lacks.
 
+`Bernoulli` and `Binomial` with logits are varax's own: NumPyro 0.22 differentiates |logits| and
+max(logits, 0), so that its gradient at logits = 0, where parameters often start, is wrong (1 and 0
+in the place of 1/2 and -1/2 for a Bernoulli).
+"""
+
+# pyright: reportAssignmentType=false, reportWildcardImportFromLibrary=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as npd
+from jax.scipy.special import gammaln
 from numpyro.distributions import *  # noqa: F403
+
+
+class BernoulliLogits(npd.BernoulliLogits):
+    """Bernoulli with log odds: log p(1) = -softplus(-logits), log p(0) = -softplus(logits).
+
+    Support: 0 and 1. Exact for infinite logits.
+    """
+
+    def log_prob(self, value: Any) -> Any:
+        """Log probability; minus infinity outside the support."""
+        logits: Any = self.logits
+        one, zero = -jax.nn.softplus(-logits), -jax.nn.softplus(logits)
+        return jnp.where(value == 1, one, jnp.where(value == 0, zero, -jnp.inf))
+
+
+class BinomialLogits(npd.BinomialLogits):
+    """Binomial with log odds; k successes in n trials have log probability
+
+    log C(n, k) - k softplus(-logits) - (n - k) softplus(logits).
+
+    Support: integers 0 to n. Exact for infinite logits.
+    """
+
+    def log_prob(self, value: Any) -> Any:
+        """Log probability; minus infinity outside the support."""
+        logits: Any = self.logits
+        n: Any = self.total_count
+        k, inside = value, (value >= 0) & (value <= n) & (value == jnp.floor(value))
+        ways = gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(n - k + 1.0)
+        hits = jnp.where(k == 0, 0.0, k * jax.nn.softplus(-logits))
+        misses = jnp.where(k == n, 0.0, (n - k) * jax.nn.softplus(logits))
+        return jnp.where(inside, ways - hits - misses, -jnp.inf)
+
+
+def Bernoulli(probs: Any = None, logits: Any = None, *, validate_args: Any = None) -> Any:
+    """Bernoulli with a success probability or its log odds; values 0 and 1."""
+    if logits is None or probs is not None:
+        return npd.Bernoulli(probs, logits, validate_args=validate_args)
+    return BernoulliLogits(logits, validate_args=validate_args)
+
+
+def Binomial(
+    total_count: Any = 1, probs: Any = None, logits: Any = None, *, validate_args: Any = None
+) -> Any:
+    """Number of successes in `total_count` trials, with a success probability or its log odds."""
+    if logits is None or probs is not None:
+        return npd.Binomial(total_count, probs, logits, validate_args=validate_args)
+    return BinomialLogits(logits, total_count, validate_args=validate_args)

@@ -9,3 +9,17 @@ import jax.numpy as jnp
 def where_leading(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     """`new` where a mask over the leading axes is true, `old` elsewhere."""
     return jnp.where(mask.reshape(mask.shape + (1,) * (new.ndim - mask.ndim)), new, old)
+
+
+FEW = 4  # copies that are worth concatenating
+
+
+def repeated(x: jax.Array, times: int, axis: int) -> jax.Array:
+    """`x`, of size 1 along an axis, several times along it.
+
+    A few copies are concatenated: the transpose is then a sum of slices, which XLA fuses with its
+    neighbours, in the place of a reduction, which is a kernel to compile of its own.
+    """
+    if times <= FEW:
+        return jnp.concatenate([x] * times, axis)
+    return jnp.broadcast_to(x, (*x.shape[:axis], times, *x.shape[axis + 1 :]))

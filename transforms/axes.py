@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from . import _jax
+from .arrays import FEW, repeated
 
 Block = tuple[int, int]  # axes start, ..., stop - 1
 
@@ -68,12 +69,14 @@ class Axes:
     ) -> list[Spread]:
         """A function of one path's values, on all paths that the operands depend on.
 
-        With `repeat` floats are repeated for all of them first: a derivative then sums over paths
-        once, in the place of once for every operation inside the function.
+        With `repeat`, and where they are few, floats are repeated for all of them first: a
+        derivative then sums over paths once, not once for every operation inside the function.
         """
         segments = _segments([b for x in operands for b in x.blocks])
-        if repeat:
-            operands = tuple(self._repeated(x, segments) for x in operands)
+        operands = tuple(
+            self._repeated(x, segments) if repeat or self._missing(x, segments) <= FEW else x
+            for x in operands
+        )
         for segment in reversed(segments):
             axes = tuple(0 if _covers(x.blocks, segment) else None for x in operands)
             function = jax.vmap(function, in_axes=axes, axis_size=self.size(segment))
@@ -122,13 +125,18 @@ class Axes:
         dims = [self.size(b) for b in blocks]
         return Spread(value.reshape((*dims, *value.shape[len(segments) :])), blocks)
 
+    def _missing(self, x: Spread, segments: list[Block]) -> int:
+        return math.prod(self.size(s) for s in segments if not _covers(x.blocks, s))
+
     def _repeated(self, x: Spread, segments: list[Block]) -> Spread:
         if not segments or not jnp.issubdtype(jnp.result_type(x.value), jnp.floating):
             return x
         dims = [self.size(s) for s in segments]
         own = [n if _covers(x.blocks, s) else 1 for n, s in zip(dims, segments, strict=True)]
         shape = jnp.shape(x.value)[len(x.blocks) :]
-        full = jnp.broadcast_to(jnp.reshape(x.value, (*own, *shape)), (*dims, *shape))
+        full = jnp.reshape(x.value, (*own, *shape))
+        for axis, (n, m) in enumerate(zip(dims, own, strict=True)):
+            full = full if m == n else repeated(full, n, axis)
         return self.merged(full, segments)
 
     def _split(self, x: Spread, segments: list[Block]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .arrays import repeated
 from .errors import CapabilityError
 from .measures import Masked, element_support, event_shape, innermost, is_reparameterizable
 from .site import Address, Site, as_one_equation, over_lanes, unpack
@@ -65,8 +66,8 @@ class Law:
         """`log_prob` of several values, shape [J]. The parameters are repeated for every value, so
         that a derivative sums over the values once.
         """
-        repeated = [jnp.broadcast_to(x, (len(values), *jnp.shape(x))) for x in self.operands]
-        return jax.vmap(lambda ops, v: log_prob(self.site, ops, v))(repeated, values)
+        several = [repeated(x[None], len(values), 0) for x in self.operands]
+        return jax.vmap(lambda ops, v: log_prob(self.site, ops, v))(several, values)
 
     def element_support(self) -> jax.Array | None:
         """All values of one element, shape `[K, *event]`, or None if they cannot be listed."""

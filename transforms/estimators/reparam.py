@@ -17,8 +17,8 @@ class Reparam(Direct):
         x = g(theta, eps),   grad E[k(x)] = E[dk/dx dg/dtheta + dk/dtheta]
 
     Unbiased where k is continuous in x and piecewise differentiable; any order of derivative that
-    the sampler has. Implicit derivatives (gamma, beta, Dirichlet, Student-t) are those of
-    `jax.random`, first order only.
+    the sampler has. Gamma, beta, Dirichlet and Student-t draws have the implicit derivatives of
+    `jax.random`.
 
     Kingma and Welling 2014; Figurnov, Mohamed and Mnih 2018 (implicit).
     """
