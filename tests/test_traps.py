@@ -5,6 +5,8 @@ textbook formula at that very noise. A draw that is lost, repeated or replayed w
 a region (jit, cond, scan, checkpoint) shows at once.
 """
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -176,11 +178,14 @@ def test_argnums_keywords_and_aux():
     value, (by_theta, by_scale) = vx.value_and_grad(program, argnums=(0, 1))(KEY, 0.3, 0.8)
     np.testing.assert_allclose(vx.grad(program)(KEY, 0.3, 0.8), by_theta, rtol=1e-6)
     np.testing.assert_allclose(vx.grad(program)(KEY, 0.3, scale=0.8), by_theta, rtol=1e-6)
-    assert vx.grad(program, argnums=1)(KEY, 0.3, 0.8) == by_scale
-    assert vx.grad(program, argnums=(-1, 0))(KEY, 0.3, 0.8) == (by_scale, by_theta)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
+    close(vx.grad(program, argnums=1)(KEY, 0.3, 0.8), by_scale)
+    close(vx.grad(program, argnums=(-1, 0))(KEY, 0.3, 0.8), (by_scale, by_theta))
     (found, aux), gradient = vx.value_and_grad(with_aux, has_aux=True)(KEY, 0.3, 0.8)
-    assert (found, gradient, aux) == (value, by_theta, {"value": value, "note": "kept"})
-    assert vx.grad(with_aux, has_aux=True)(KEY, 0.3, 0.8) == (by_theta, aux)
+    close((found, gradient, aux["value"]), (value, by_theta, value))
+    assert aux["note"] == "kept"
+    gradient, again = vx.grad(with_aux, has_aux=True)(KEY, 0.3, 0.8)
+    close((gradient, again["value"]), (by_theta, value))
 
 
 def test_parameters_in_an_equinox_module():

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from . import _jax
-from .arrays import FEW, repeated
+from .arrays import repeated
 
 Block = tuple[int, int]  # axes start, ..., stop - 1
 
@@ -69,14 +69,12 @@ class Axes:
     ) -> list[Spread]:
         """A function of one path's values, on all paths that the operands depend on.
 
-        With `repeat`, and where they are few, floats are repeated for all of them first: a
-        derivative then sums over paths once, not once for every operation inside the function.
+        With `repeat` floats are repeated for all of them first: a derivative then sums over paths
+        once, not once for every operation inside the function.
         """
         segments = _segments([b for x in operands for b in x.blocks])
-        operands = tuple(
-            self._repeated(x, segments) if repeat or self._missing(x, segments) <= FEW else x
-            for x in operands
-        )
+        if repeat:
+            operands = tuple(self._repeated(x, segments) for x in operands)
         for segment in reversed(segments):
             axes = tuple(0 if _covers(x.blocks, segment) else None for x in operands)
             function = jax.vmap(function, in_axes=axes, axis_size=self.size(segment))
@@ -106,12 +104,19 @@ class Axes:
                 by_blocks[term.blocks] = signed if known is None else self.add(known, signed)
         return Sum(list(by_blocks.values()))
 
-    def contract(self, weights: Spread, x: Spread, axis: int) -> Spread:
-        """Multiply by weights over an axis, the last of both, and sum over it."""
-        (y,) = self.apply(lambda w, x: [w.astype(x.dtype) * x], weights, x)
-        (start, _), at = y.blocks[-1], len(y.blocks) - 1
-        before, shape = (start, axis), y.value.shape
-        apart = (*shape[:at], self.size(before), self.sizes[axis], *shape[at + 1 :])
+    def contract(self, weights: list[Spread], x: Spread) -> Spread:
+        """Multiply by the weights of the last axes and sum over them.
+
+        Args:
+            weights: one for each of the last axes of x, on their own axis and earlier ones.
+            x: what to multiply.
+        """
+        (joint,) = self.apply(lambda *ws: [math.prod(ws)], *weights)
+        (y,) = self.apply(lambda w, x: [w.astype(x.dtype) * x], joint, x)
+        (start, stop), at = y.blocks[-1], len(y.blocks) - 1
+        axis, shape = stop - len(weights), y.value.shape
+        before, summed = (start, axis), (axis, stop)
+        apart = (*shape[:at], self.size(before), self.size(summed), *shape[at + 1 :])
         left = y.value.reshape(apart).sum(at + 1)
         if start < axis:
             return Spread(left, (*y.blocks[:-1], before))
@@ -124,9 +129,6 @@ class Axes:
         blocks = _joined(segments)
         dims = [self.size(b) for b in blocks]
         return Spread(value.reshape((*dims, *value.shape[len(segments) :])), blocks)
-
-    def _missing(self, x: Spread, segments: list[Block]) -> int:
-        return math.prod(self.size(s) for s in segments if not _covers(x.blocks, s))
 
     def _repeated(self, x: Spread, segments: list[Block]) -> Spread:
         if not segments or not jnp.issubdtype(jnp.result_type(x.value), jnp.floating):

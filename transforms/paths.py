@@ -161,13 +161,24 @@ class Fan:
         terms = [_float(term) for term in out.terms]
         for log_weight in self.log_weights:
             terms = [self.axes.apply(_weigh, log_weight, term)[0] for term in terms]
+        terms = [self.shrink(term) for term in terms]
         for axis in reversed(range(len(self.axes.sizes))):
             here = [term for term in terms if term.blocks and term.blocks[-1][1] == axis + 1]
             if here:
                 total = Sum(here).dense(self.axes)
                 terms = [term for term in terms if term not in here]
-                terms.append(self.axes.contract(self.weights[axis], total, axis))
+                terms.append(self.axes.contract([self.weights[axis]], total))
         return sum(term.value for term in terms[1:]) + terms[0].value
+
+    def shrink(self, term: Spread) -> Spread:
+        """Sum a term on many paths over several axes at a time: fewer kernels to compile."""
+        while term.blocks and math.prod(map(self.axes.size, term.blocks)) > MANY:
+            start, stop = term.blocks[-1]
+            first = stop - 1
+            while first > start and self.axes.size((first - 1, stop)) <= MANY:
+                first -= 1
+            term = self.axes.contract(self.weights[first:stop], term)
+        return term
 
     def reify(self, outs: list[Sum]) -> Paths:
         """All outcomes as flat lists, for a region that has to hand back arrays of one shape."""
@@ -186,6 +197,7 @@ class Fan:
         return Paths(weights, values)
 
 
+MANY = 256  # paths
 LINEAR = {"neg", "reduce_sum", "reshape", "squeeze", "broadcast_in_dim", "convert_element_type"}
 
 
