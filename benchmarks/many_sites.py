@@ -149,7 +149,7 @@ def main():
     option = ("--profile", {"type": int, "metavar": "N", "help": "profile n = N"})
     report = Report("many_sites", __doc__, option)
     check()
-    sizes, rounds = ((250, 500), 2) if report.quick else ((250, 500, 1000, 2000), 5)
+    sizes, rounds = ((250, 500), 2) if report.quick else ((250, 500, 1000, 2000), 3)
     runs = {(name, n): Runs() for name in CANDIDATES for n in sizes}
     for at in range(rounds + 1):
         for (name, n), one in runs.items():

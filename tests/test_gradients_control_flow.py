@@ -23,6 +23,7 @@ from gradient_checks import (
     exactly,
     label,
     mean_coin,
+    with_estimators,
 )
 from jax import lax
 
@@ -176,9 +177,11 @@ def test_while_loop_in_forward_mode(lanes):
         return n * (1 - p) / p**2 + (n / p) ** 2
 
     exact = exactly(expectation, (0.7,))
-    for estimator in (est.Score(), None):
-        check_mean(estimates(lambda t, e=estimator: program(t, e), (0.7,), forward), exact)
-    check_biased(estimates(lambda t: program(t, NoScore()), (0.7,), forward), exact)
+    programs = [with_estimators(program, e) for e in (est.Score(), None, NoScore())]
+    score, default, twin = estimates(programs, (0.7,), forward)
+    check_mean(score, exact)
+    check_mean(default, exact)
+    check_biased(twin, exact)
 
 
 @pytest.mark.parametrize("estimator", [est.Score(), est.Enumerate()], ids=str)

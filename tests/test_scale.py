@@ -70,7 +70,7 @@ def test_code_after_an_enumerated_site_is_linear():
 
         return run
 
-    assert_linear(program, [50, 100, 200])
+    assert_linear(program, [25, 50, 100])
 
 
 def test_two_thousand_sites():
