@@ -251,7 +251,7 @@ def measure(report, size, rounds, compiles, hlo):
 def main():
     report = Report("vae_overhead", __doc__, ("--hlo", {"type": Path, "help": "write HLO here"}))
     for size in (64,) if report.quick else (64, 256, 1024):
-        rounds, compiles = (10, 2) if report.quick else (40, 8)
+        rounds, compiles = (10, 2) if report.quick else (30, 3)
         measure(report, size, rounds, compiles, report.options.hlo)
     report.close()
 

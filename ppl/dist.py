@@ -27,14 +27,14 @@ class BernoulliLogits(npd.BernoulliLogits):
     def log_prob(self, value: Any) -> Any:
         """Log probability; minus infinity outside the support."""
         logits: Any = self.logits
-        one, zero = -jax.nn.softplus(-logits), -jax.nn.softplus(logits)
-        return jnp.where(value == 1, one, jnp.where(value == 0, zero, -jnp.inf))
+        log_p = -jax.nn.softplus(jnp.where(value == 1, -logits, logits))
+        return jnp.where((value == 0) | (value == 1), log_p, -jnp.inf)
 
 
 class BinomialLogits(npd.BinomialLogits):
     """Binomial with log odds; k successes in n trials have log probability
 
-    log C(n, k) - k softplus(-logits) - (n - k) softplus(logits).
+    log C(n, k) + k logits - n softplus(logits).
 
     Support: integers 0 to n. Exact for infinite logits.
     """
@@ -45,9 +45,10 @@ class BinomialLogits(npd.BinomialLogits):
         n: Any = self.total_count
         k, inside = value, (value >= 0) & (value <= n) & (value == jnp.floor(value))
         ways = gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(n - k + 1.0)
-        hits = jnp.where(k == 0, 0.0, k * jax.nn.softplus(-logits))
-        misses = jnp.where(k == n, 0.0, (n - k) * jax.nn.softplus(logits))
-        return jnp.where(inside, ways - hits - misses, -jnp.inf)
+        finite = jnp.where(jnp.isinf(logits), 0.0, logits)
+        log_p = ways + k * finite - n * jax.nn.softplus(finite)
+        sure = jnp.where(k == jnp.where(logits > 0, n, 0), 0.0, -jnp.inf)
+        return jnp.where(inside, jnp.where(jnp.isinf(logits), sure, log_p), -jnp.inf)
 
 
 def Bernoulli(probs: Any = None, logits: Any = None, *, validate_args: Any = None) -> Any:
