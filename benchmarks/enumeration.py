@@ -196,7 +196,7 @@ def measure(report, title, k, functions, phi, per_call, rounds, builds, wrap=lam
     base = times["doubling"].both, runs["doubling"]
     rows = []
     for name in functions:
-        t, r = times[name], runs[name]
+        t = times[name]
         more = [
             f"{statistics.median(one) - statistics.median(other):+.2f}"
             for one, other in ((t.both.cpu, base[0].cpu), (t.both.wall, base[0].wall))
@@ -204,8 +204,13 @@ def measure(report, title, k, functions, phi, per_call, rounds, builds, wrap=lam
         rows.append((name, spread(t.trace.cpu), spread(t.compile.cpu), " / ".join(more)))
     report.table(("", "trace+lower CPU s", "compile CPU s", "- doubling, CPU / wall s"), rows)
     rows = [
-        (name, spread(r.cpu, 1e6 / per_call), f"{statistics.median(r.wall) * 1e6 / per_call:.4g}")
-        + (r.ratio(base[1]), r.ratio(runs["table"]))
+        (
+            name,
+            spread(r.cpu, 1e6 / per_call),
+            f"{statistics.median(r.wall) * 1e6 / per_call:.4g}",
+            r.ratio(base[1]),
+            r.ratio(runs["table"]),
+        )
         for name, r in runs.items()
     ]
     head = ("", "CPU us a gradient", "wall us", "CPU / doubling: medians, by round")
