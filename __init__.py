@@ -4,6 +4,7 @@ from . import kernels
 from .ppl import dist, errors, estimators, objectives
 from .ppl.fit import FitResult, fit
 from .ppl.functions import (
+    assume_smooth,
     condition,
     do,
     expect,
@@ -28,6 +29,7 @@ __all__ = [
     "Measure",
     "Model",
     "Trace",
+    "assume_smooth",
     "condition",
     "deterministic",
     "dist",

@@ -12,6 +12,7 @@ from ..transforms import derivatives as _derivatives
 from ..transforms import expect as _expect
 from ..transforms import seed as _seed
 from ..transforms.choices import Choices
+from ..transforms.smooth import assume_smooth
 from .measure import Measure
 from .model import Model
 from .trace import Trace
@@ -38,35 +39,50 @@ def seed(f: Callable[..., Any]) -> Callable[..., Any]:
     return seeded
 
 
-def expect(f: Callable[..., Any]) -> Callable[..., Any]:
+def expect(f: Callable[..., Any], *, strict: bool = False) -> Callable[..., Any]:
     """`(key, *args) -> unbiased estimate of E[f(*args)]`, itself differentiable by JAX.
 
     `jax.grad`, `jax.jacobian` and `jax.hessian` of it are unbiased estimates of the expectation's
-    derivatives; each random choice is treated by its estimator.
+    derivatives; each random choice is treated by its estimator, and a weight of its meets only the
+    part of the value that the choice can influence.
+
+    Args:
+        f: a program, or a measure or model.
+        strict: refuse estimators that are biased on purpose.
 
     Raises:
         CapabilityError: f observes or weighs.
         EstimatorError: an estimator cannot serve its site.
+        UnsoundEstimatorError: a pathwise choice reaches a discontinuous operation.
+        BiasedEstimatorError: `strict` and a site is biased.
     """
-    return _expect.expect(_function(f))
+    return _expect.expect(_function(f), strict=strict)
 
 
 def value_and_grad(
-    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+    f: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    strict: bool = False,
 ) -> Callable[..., Any]:
     """Like `jax.value_and_grad`, key first, of the expectation of f: both unbiased.
 
     `argnums` counts f's own arguments, without the key. Leaves that are not floats (functions in an
-    Equinox module) get None.
+    Equinox module) get None. `strict` as in `vx.expect`.
     """
-    return _derivatives.value_and_grad(_function(f), argnums, has_aux)
+    return _derivatives.value_and_grad(_function(f), argnums, has_aux, strict=strict)
 
 
 def grad(
-    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+    f: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    strict: bool = False,
 ) -> Callable[..., Any]:
     """Like `jax.grad`, key first, of the expectation of f; see `value_and_grad`."""
-    return _derivatives.grad(_function(f), argnums, has_aux)
+    return _derivatives.grad(_function(f), argnums, has_aux, strict=strict)
 
 
 def simulate(measure: Measure, key: jax.Array | None = None) -> Trace:

@@ -147,22 +147,22 @@ class NoScore(est.Score):
     """Forgets the score term."""
 
     def draw(self, key, law):
-        return super().draw(key, law)[0], 0.0
+        return est.Drawn(super().draw(key, law).value)
 
 
 class DoubleScore(est.Score):
     """Counts the score term twice."""
 
     def draw(self, key, law):
-        value, log_weight = super().draw(key, law)
-        return value, 2 * log_weight
+        value, log_weight, _ = super().draw(key, law)
+        return est.Drawn(value, 2 * log_weight)
 
 
 class Frozen(est.Reparam):
     """Forgets the path."""
 
     def draw(self, key, law):
-        return jax.lax.stop_gradient(law.rsample(key)), 0.0
+        return est.Drawn(jax.lax.stop_gradient(law.rsample(key)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,24 +172,24 @@ class SharedLanes(est.Direct):
     inner: est.Direct
 
     def draw(self, key, law):
-        value, log_weight = self.inner.draw(key, law)
-        return jnp.broadcast_to(value[:1], value.shape), log_weight
+        value, log_weight, _ = self.inner.draw(key, law)
+        return est.Drawn(jnp.broadcast_to(value[:1], value.shape), log_weight)
 
 
 class FrozenWeights(est.Enumerate):
     """Forgets that the probabilities depend on parameters."""
 
     def branch(self, key, law):
-        values, weights = super().branch(key, law)
-        return values, jax.lax.stop_gradient(weights)
+        values, weights, _ = super().branch(key, law)
+        return est.Branches(values, jax.lax.stop_gradient(weights))
 
 
 class FirstOrder(est.Score):
     """Weight 1 + log p - stop_gradient(log p): the first derivative is right, the second is not."""
 
     def draw(self, key, law):
-        value, log_weight = super().draw(key, law)
-        return value, jnp.log1p(log_weight)
+        value, log_weight, _ = super().draw(key, law)
+        return est.Drawn(value, jnp.log1p(log_weight))
 
 
 class FirstOrderPath(est.Reparam):
@@ -205,16 +205,16 @@ class FirstOrderPath(est.Reparam):
         def _(operands, tangents):
             return path(*operands), jax.jvp(path, jax.lax.stop_gradient(operands), tangents)[1]
 
-        return straight(law.operands), 0.0
+        return est.Drawn(straight(law.operands))
 
 
 class FirstOrderWeights(est.Enumerate):
     """The probabilities' second derivatives are lost."""
 
     def branch(self, key, law):
-        values, weights = super().branch(key, law)
+        values, weights, _ = super().branch(key, law)
         p, log_p = jax.lax.stop_gradient(weights), jnp.log(weights)
-        return values, p * (1 + log_p - jax.lax.stop_gradient(log_p))
+        return est.Branches(values, p * (1 + log_p - jax.lax.stop_gradient(log_p)))
 
 
 # (estimator, its twins)

@@ -101,7 +101,7 @@ class OneKey(est.Reparam):
     """Draws with the same key everywhere."""
 
     def draw(self, key, law):
-        return law.rsample(jax.random.key(0)), 0.0
+        return est.Drawn(law.rsample(jax.random.key(0)))
 
 
 def model_twice(draw):

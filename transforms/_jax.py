@@ -14,6 +14,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 from jax._src.interpreters import ad as ad_internal
+from jax._src.interpreters import partial_eval
 from jax.extend import source_info_util
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, jaxpr_as_fun
 from jax.extend.core.primitives import (
@@ -201,3 +202,39 @@ def x64_enabled() -> bool:
 def struct(atom: Any) -> jax.ShapeDtypeStruct:
     """Shape and dtype of a jaxpr's variable or literal."""
     return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
+
+
+def without_dead_code(jaxpr: Any) -> Any:
+    """The jaxpr, open, without the equations that none of its outputs needs, at any depth."""
+    jaxpr, _ = opened(jaxpr)
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), True)[0]
+
+
+def frames(eqn: JaxprEqn) -> Iterator[tuple[str, str, int]]:
+    """`(file, qualified function, line)` of the calls that made an equation, innermost first.
+
+    JAX cuts them at the function that the equation's jaxpr was traced from, so a jaxpr that is
+    cached and met in another place does not show who traced it first.
+    """
+    if (traceback := eqn.source_info.traceback) is not None:
+        for frame in traceback.frames:
+            yield frame.file_name, frame.function_name, frame.line_num
+
+
+def traced_from(jaxpr: Any) -> tuple[str, str]:
+    """`(function, file)` that a jaxpr was traced from."""
+    info = opened(jaxpr)[0].debug_info
+    name, _, place = (info.func_src_info if info is not None else "").partition(" at ")
+    return name, place.rpartition(":")[0]
+
+
+def is_derivative(eqn: JaxprEqn) -> bool:
+    """True for an equation that differentiation made."""
+    transforms = eqn.source_info.name_stack.stack
+    return any(getattr(t, "name", "") in ("jvp", "transpose") for t in transforms)
+
+
+def operation(eqn: JaxprEqn) -> str:
+    """The name of an equation's primitive; from 0.12 some are instances of one primitive."""
+    kind = eqn.params.get("_prim")
+    return eqn.primitive.name if kind is None else type(kind).__name__.lower()

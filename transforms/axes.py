@@ -122,6 +122,19 @@ class Axes:
             return Spread(left, (*y.blocks[:-1], before))
         return Spread(left.reshape((*shape[:at], *shape[at + 1 :])), y.blocks[:-1])
 
+    def sum_over(self, axis: int, weights: Spread, x: Spread) -> Spread:
+        """Multiply by weights and sum over one axis, wherever it lies."""
+        (y,) = self.apply(lambda w, x: [w.astype(x.dtype) * x], weights, x)
+        at = next(i for i, (start, stop) in enumerate(y.blocks) if start <= axis < stop)
+        start, stop = y.blocks[at]
+        parts = [(start, axis), (axis, axis + 1), (axis + 1, stop)]
+        dims = [self.size(part) for part in parts]
+        left = y.value.reshape((*y.value.shape[:at], *dims, *y.value.shape[at + 1 :])).sum(at + 1)
+        segments = [*y.blocks[:at], parts[0], parts[2], *y.blocks[at + 1 :]]
+        here = [s for s in segments if s[0] < s[1]]
+        shape = [self.size(s) for s in here]
+        return self.merged(left.reshape((*shape, *x.value.shape[len(x.blocks) :])), here)
+
     def merged(self, value: Any, segments: list[Block]) -> Spread:
         """A spread from an array with a leading dimension for every segment."""
         if not segments:

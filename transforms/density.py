@@ -42,13 +42,14 @@ def observed(site: Site, operands: list[Any]) -> jax.Array:
     """Log density of an observation: a scalar, summed over all lanes."""
     if _watched.get():
         return density_p.bind(*operands, site=site, kept=0)
-    return log_density_of(site, operands)
+    each = log_densities(site, operands)
+    return each.sum() if each.ndim else each  # in the program, where credit can be assigned
 
 
 @as_one_equation
-def log_density_of(site: Site, operands: list[Any]) -> jax.Array:
-    """Log density of an observation, summed over lanes and batch."""
-    return total(*operands, site=site, kept=0)
+def log_densities(site: Site, operands: list[Any]) -> jax.Array:
+    """Log density of each element of an observation, shape `lanes + batch`."""
+    return over_lanes(site, lambda m, v: log_density(m, v), operands)
 
 
 def total(*operands: Any, site: Site, kept: int) -> jax.Array:

@@ -12,13 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .errors import DifferentiationError
+from .errors import DifferentiationError, ObjectiveError
 from .expect import expect
 from .source import user_line
 
 
 def value_and_grad(
-    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+    f: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    strict: bool = False,
 ) -> Callable[..., Any]:
     """`(key, *args) -> (estimate of E[f], estimate of its gradient)`, both unbiased.
 
@@ -26,12 +30,13 @@ def value_and_grad(
         f: a program with a scalar value, or with `has_aux` a pair of a scalar and a pytree.
         argnums: which arguments of f to differentiate, counted without the key.
         has_aux: as in `jax.value_and_grad`.
+        strict: refuse estimators that are biased on purpose.
 
     The gradient has the tree of the argument. Leaves that are not floating-point arrays or numbers
     (functions in an Equinox module, integers) have no derivative: None stands in their place.
     """
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    estimate = expect(f)
+    estimate = expect(f, strict=strict)
 
     @functools.wraps(f)
     def wrapped(key: jax.Array, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -42,7 +47,9 @@ def value_and_grad(
             full = list(args)
             for n, x, r in zip(numbers, floats, rest, strict=True):
                 full[n] = join(x, r)
-            return estimate(key, *full, **kwargs)
+            out = estimate(key, *full, **kwargs)
+            _require_scalar(out[0] if has_aux else out)
+            return out
 
         try:
             value, grads = jax.value_and_grad(of_floats, has_aux=has_aux)(tuple(floats))
@@ -61,11 +68,27 @@ def value_and_grad(
     return wrapped
 
 
+def _require_scalar(out: Any) -> None:
+    leaves = jax.tree.leaves(out)
+    if len(leaves) != 1 or jnp.shape(leaves[0]) != () or not is_float(leaves[0]):
+        raise ObjectiveError(
+            "A gradient is that of one number.",
+            expected="a scalar of a floating-point type (with has_aux: and a second value)",
+            got=", ".join(f"shape {jnp.shape(x)}, {jnp.result_type(x)}" for x in leaves) or "nothing",
+            where=user_line(),
+            fix="return the mean or the sum, or use jax.jacobian of vx.expect(f)",
+        )
+
+
 def grad(
-    f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+    f: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    strict: bool = False,
 ) -> Callable[..., Any]:
     """`(key, *args) -> unbiased estimate of the gradient of E[f]`; see `value_and_grad`."""
-    both = value_and_grad(f, argnums, has_aux)
+    both = value_and_grad(f, argnums, has_aux, strict=strict)
 
     @functools.wraps(f)
     def wrapped(key: jax.Array, *args: Any, **kwargs: Any) -> Any:

@@ -1,89 +1,105 @@
-"""Expectations in direct style: every site has one value, log weights add up on the side.
+"""Expectations in direct style: what one run of a region draws, with the weights on the side.
 
 A site's estimator draws a value and a log weight that is 0 and carries derivatives. The log weights
-of a region are its effect: inside scan and cond they come out of the body, in a while loop they are
-carried. exp of their sum, which is 1, multiplies the outcome at the end.
+of a region are its effect, by the position of their site: inside scan and cond they come out of the
+body, in a while loop their sum is carried. What they multiply is decided outside (`credit.py`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from . import _jax
-from .errors import CapabilityError
-from .estimators import Direct
+from .estimators import Direct, Drawn
 from .interpreter import Handler
 from .law import Law
 from .plan import Plan
 from .seed import Keyed
 from .site import Site
 
+Position = tuple[int, ...]  # the number of an equation that draws in its region, and so on inside
+
+
+class Weighing(NamedTuple):
+    """What a site leaves beside its value, each of the shape of its elements."""
+
+    log_weight: jax.Array
+    baseline: jax.Array | None
+
 
 class Expect(Keyed):
-    """Direct style: draw each site by its estimator and add up the log weights."""
+    """Direct style: draw each site by its estimator and keep the log weights."""
 
     def __init__(self, plan: Plan, key: jax.Array):
         super().__init__(key)
         self.plan = plan
-        self.log_weight: Any = jnp.zeros(())
-        self.weighs = False  # whether any site has a log weight
+        self.at = -1  # number of the present equation among those that draw
+        self.weighings: dict[Position, Weighing] = {}
 
     def site(self, site: Site, operands: list[Any]) -> Any:
+        self.at += 1
         key = next(self.keys)
         if site.kind == "record":
             return operands[-1]
-        if site.kind != "draw":
-            raise _weighs(site)
         estimator = self.plan.estimator(site)
         assert isinstance(estimator, Direct)
-        value, log_weight = estimator.draw(key, Law(site, operands))
-        if not isinstance(log_weight, float):  # 0.0 says: none
-            self.leave(log_weight)
-        return value
+        law = Law(site, operands)
+        drawn = Drawn(*law.estimator(estimator).draw(key, law))
+        if drawn.log_weight is not None:
+            weight, baseline = (
+                None if x is None else jnp.broadcast_to(x, law.elements)
+                for x in (drawn.log_weight, drawn.baseline)
+            )
+            self.weighings[(self.at,)] = Weighing(weight, baseline)
+        return drawn.value
 
     def inside(self, entered: Any) -> Expect:
         return Expect(self.plan, entered)
 
+    def enter(self, eqn: _jax.JaxprEqn) -> Any:
+        self.at += 1
+        return super().enter(eqn)
+
+    def enter_scan(self, eqn: _jax.JaxprEqn, length: int) -> Any:
+        self.at += 1
+        return super().enter_scan(eqn, length)
+
     def effects(self) -> Any:
-        return self.log_weight
+        return self.weighings
 
     def leave(self, effects: Any) -> None:
-        self.log_weight = self.log_weight + effects
-        self.weighs = True
+        for position, weighing in effects.items():
+            self.weighings[(self.at, *position)] = weighing
 
     def leave_scan(self, effects: Any, length: int) -> None:
-        self.leave(effects.sum(0))
+        self.leave(effects)  # with the steps in front
+
+    def join(self, effects: list[Any]) -> list[Any]:
+        """A branch that was not taken has weights of 1."""
+        everything = {(i, *p): w for i, e in enumerate(effects) for p, w in e.items()}
+
+        def filled(i: int) -> Any:
+            def fill(mine: Any) -> Any:
+                zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), everything)
+                return zeros | {(i, *p): w for p, w in mine.items()}
+
+            return fill
+
+        return [filled(i) for i in range(len(effects))]
 
     def enter_while(self, eqn: _jax.JaxprEqn) -> Any:
-        return next(self.keys), jnp.zeros_like(self.log_weight)
+        self.at += 1
+        return next(self.keys), jnp.zeros(())
 
     def inside_while(self, carried: Any) -> Expect:
         return Expect(self.plan, jax.random.split(carried[0])[0])
 
     def next_while(self, carried: Any, step: Handler) -> Any:
-        return jax.random.split(carried[0])[1], carried[1] + step.effects()
+        total = sum((w.log_weight.sum() for w in step.effects().values()), start=carried[1])
+        return jax.random.split(carried[0])[1], total.astype(carried[1].dtype)
 
     def leave_while(self, carried: Any) -> None:
-        self.leave(carried[1])
-
-
-def weighed(log_weight: Any, x: Any) -> Any:
-    """x times exp(log_weight), which is 1; what is not a float has no derivative to mend."""
-    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-        return x
-    return x * jnp.exp(log_weight).astype(jnp.result_type(x))
-
-
-def _weighs(site: Site) -> CapabilityError:
-    kind = "an observation" if site.kind == "observe" else "a factor"
-    return CapabilityError(
-        f"expect needs a program that is a draw; this one has {kind}, which would be ignored.",
-        address=site.address,
-        where=site.line,
-        expected="random choices only",
-        got="an unnormalised program",
-        fix="score the model with m.log_density(choices) inside an objective, or normalise it",
-    )
+        self.weighings[(self.at,)] = Weighing(carried[1], None)

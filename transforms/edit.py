@@ -102,10 +102,12 @@ class Do(Given):
 
 def observed_site(site: Site, operands: list[Any], value: Any) -> tuple[Site, list[Any]]:
     """`site` as an observation of `value`, which has the site's lanes in front."""
+    site, operands = site.bare(operands)
     measure, _ = jax.tree.unflatten(site.tree, site.statics)
     changed = dataclasses.replace(
         site,
         kind="observe",
+        estimator=None,
         tree=jax.tree.structure((measure, ARRAY)),
         statics=(*site.statics, ARRAY),
         mapped=tuple((*m, True) for m in site.mapped),

@@ -93,6 +93,10 @@ class CapabilityError(VaraxError):
     """An operation needs a capability that the measure does not have."""
 
 
+class ObjectiveError(VaraxError):
+    """An objective is not what its use needs, such as one number."""
+
+
 class EstimatorError(VaraxError):
     """An estimator cannot serve the distribution of its site."""
 
@@ -101,8 +105,24 @@ class NotReparameterizableError(EstimatorError):
     """A pathwise estimator was asked of a distribution without a differentiable sampler."""
 
 
+class UnsoundEstimatorError(EstimatorError):
+    """A pathwise choice reaches an operation that jumps: its derivative would be biased."""
+
+
 class EnumerationError(EstimatorError):
     """Enumeration was asked of an infinite or continuous support, or of too many paths."""
+
+
+class BaselineError(EstimatorError):
+    """A baseline does not fit its random choice."""
+
+
+class RelaxationError(EstimatorError):
+    """A continuous relaxation reached something that needs a value of the support."""
+
+
+class BiasedEstimatorError(EstimatorError):
+    """A deliberately biased estimator met `strict=True`."""
 
 
 class NonFiniteError(VaraxError):

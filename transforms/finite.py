@@ -59,7 +59,8 @@ def find(program: Callable[[], Any], key: jax.Array) -> Finding | None:
     with density.watch():
         staged = stage(program)
     plan = Plan(staged.jaxpr)
-    keys = [key, *jax.random.split(key, TRIES)] if plan.branches(staged.jaxpr) else [key]
+    runs = [key] if plan.particles == 1 else jax.random.split(key, plan.particles)
+    keys = [*runs, *jax.random.split(key, TRIES)] if plan.branches(staged.jaxpr) else runs
     for attempt in keys:
         look = _Look(plan, attempt)
         try:

@@ -104,13 +104,68 @@ def event_shape(measure: Any) -> tuple[int, ...]:
 
 
 def log_density(measure: Any, value: Array) -> Array:
-    """What a site contributes to its program's log density: shape of the measure's batch."""
+    """What a site contributes to its program's log density, element by element.
+
+    An element is the smallest independent part of a draw: `Independent` is looked through.
+    """
     if isinstance(measure, Scaled):
-        return measure.factor * log_density(measure.base, value)
+        inner = log_density(measure.base, value)
+        return _trailing(measure.factor, measure.base, inner) * inner
     if isinstance(measure, Masked):
         inner = log_density(measure.shielded(), measure.fill(value))
-        return jnp.where(measure.mask, inner, 0.0)
-    return measure.log_prob(value)
+        return jnp.where(_trailing(measure.mask, measure.base, inner), inner, 0.0)
+    return _log_prob(measure, value)
+
+
+def log_prob(measure: Any, value: Array) -> Array:
+    """Log density of the law of a draw, element by element; scaling leaves the law alone."""
+    if isinstance(measure, Scaled):
+        return log_prob(measure.base, value)
+    if isinstance(measure, Masked):
+        inner = log_prob(measure.shielded(), measure.fill(value))
+        return jnp.where(_trailing(measure.mask, measure.base, inner), inner, 0.0)
+    return _log_prob(measure, value)
+
+
+def _log_prob(measure: Any, value: Array) -> Array:
+    if isinstance(measure, npd.MaskedDistribution):
+        inner = _log_prob(measure.base_dist, value)
+        return jnp.where(_trailing(measure._mask, measure, inner), inner, 0.0)
+    element = single(measure)
+    if element is not measure and isinstance(measure, npd.ExpandedDistribution):
+        element = element.expand(value.shape[: value.ndim - len(element.event_shape)])
+    found = element.log_prob(value)
+    shape = value.shape[: value.ndim - len(getattr(element, "event_shape", ()))]
+    return jnp.broadcast_to(found, shape)
+
+
+def _trailing(x: Any, measure: Any, elements: Array) -> Array:
+    """`x`, over the batch of a measure, with axes for the elements inside one batch entry."""
+    x = jnp.asarray(x)
+    inside = max(elements.ndim - len(batch_shape(measure)), 0) if x.ndim else 0
+    return x.reshape(x.shape + (1,) * inside)
+
+
+def single(measure: Any) -> Any:
+    """The distribution of one element: without scaling, masks and independent copies."""
+    measure = innermost(measure)
+    while isinstance(measure, (npd.Independent, npd.ExpandedDistribution, npd.MaskedDistribution)):
+        if isinstance(measure, npd.ExpandedDistribution) and not _independent(measure.base_dist):
+            break
+        measure = measure.base_dist
+    return measure
+
+
+def _independent(measure: Any) -> bool:
+    wrappers = (npd.Independent, npd.ExpandedDistribution, npd.MaskedDistribution)
+    if isinstance(measure, npd.Independent):
+        return True
+    return isinstance(measure, wrappers) and _independent(measure.base_dist)
+
+
+def batch_shape(measure: Any) -> tuple[int, ...]:
+    """The leading axes of a draw: its independent entries."""
+    return tuple(getattr(innermost(measure), "batch_shape", ()))
 
 
 def is_reparameterizable(measure: Any) -> bool:
@@ -129,8 +184,8 @@ def element_support(measure: Any) -> Array | None:
     An element is one entry of the batch; an `Independent` wrapper is looked through, so its
     elements are those of the distribution inside.
     """
-    measure = innermost(measure)
-    while isinstance(measure, (npd.Independent, npd.ExpandedDistribution, npd.MaskedDistribution)):
+    measure = single(measure)
+    while isinstance(measure, npd.ExpandedDistribution):
         measure = measure.base_dist
     if not getattr(measure, "has_enumerate_support", False):
         return None

@@ -1,10 +1,9 @@
-"""Expectations of programs in which some site has several values: all paths, in linear code.
+"""Expectations: run a flat program on all its paths at once, weigh its terms, add them up.
 
-The program is evaluated once, with values that carry the sites they depend on (`axes.py`). At the
-end each site's weights multiply the outcome and its axis is summed, last site first. A term of the
-outcome that does not depend on a site never meets its weights: their sum is 1 in expectation, with
-all derivatives, for every sound estimator (its law, with a constant for the rest of the program).
-So a chain of sites with a cost for each costs time linear in the chain.
+Values carry the sites of several values that they depend on (`axes.py`). A term of the objective is
+multiplied by the weights of the choices that it depends on, element by element (`credit.py`).
+Where elements are apart, a choice's values are summed at the term; where they are coupled, at the
+end, last site first: a chain of sites with a cost for each costs time linear in the chain.
 """
 
 from __future__ import annotations
@@ -18,199 +17,222 @@ import jax.numpy as jnp
 
 from . import _jax
 from .axes import Axes, Spread, Sum
+from .credit import Credit
+from .dependence import Analysis
 from .direct import Expect
-from .estimators import Branching
-from .interpreter import read, refused, step
+from .estimators import Branches, Branching
+from .flat import Flat, Op, flatten
+from .interpreter import refused, step
 from .law import Law
 from .plan import Plan
 from .seed import split
 from .site import eqn_has_sites, site_p
+from .weighing import Weights
 
-
-class Paths(NamedTuple):
-    """The outcomes of a region: outs have a leading dimension of the weights' length."""
-
-    weights: jax.Array  # [L]
-    outs: list[jax.Array]  # each [L, ...]
-
-
-def mean(plan: Plan, jaxpr: Any, operands: list[Any], key: jax.Array) -> list[Any]:
-    """The expected outputs of a program."""
-    fan = Fan(plan)
-    outs = fan.region(jaxpr, [_sum(x) for x in operands], key)
-    return [fan.mean(x) for x in outs]
+MANY = 256  # paths
 
 
 class Fan:
-    """The axes opened so far, with their weights."""
+    """One run of a flat program: its values, and the axes opened so far."""
 
-    def __init__(self, plan: Plan):
-        self.plan = plan
+    def __init__(self, plan: Plan, flat: Flat, credit: Credit, coupled: dict[int, Any]):
+        self.plan, self.flat, self.credit, self.coupled = plan, flat, credit, coupled
         self.axes = Axes()
-        self.weights: list[Spread] = []  # of every axis, its own axis included
-        self.log_weights: list[Spread] = []  # of the sites with one value
+        self.values: dict[int, Spread] = {}
+        self.joint: dict[int, Spread] = {}  # weights by axis, of choices whose elements are coupled
+        self.weights = Weights(self.axes, plan, credit)
 
     # ---- evaluation
 
-    def region(self, jaxpr: Any, operands: list[Sum], key: jax.Array) -> list[Sum]:
-        """Evaluate a jaxpr; `operands` are `[*consts, *args]`."""
-        env: dict[Any, Any] = dict(zip(_jax.input_vars(jaxpr), operands, strict=True))
-        drawing = [eqn for eqn in jaxpr.eqns if eqn_has_sites(eqn)]
-        keys = iter(split(key, len(drawing)))
-        for eqn in jaxpr.eqns:
-            values = [_sum(read(env, v)) for v in eqn.invars]
-            key = next(keys) if eqn_has_sites(eqn) else key
-            env.update(zip(eqn.outvars, self.equation(eqn, values, key), strict=True))
-        return [_sum(read(env, v)) for v in jaxpr.outvars]
+    def run(self, operands: list[Any], key: jax.Array) -> None:
+        """Compute what the terms and outputs need."""
+        flat = self.flat
+        values = dict(enumerate(operands)) | flat.consts
+        self.values = {number: Spread(x) for number, x in values.items()}
+        needed, keys = self._needed(), _Keys(key)
+        drawing = -1
+        for op in flat.ops:
+            drawing += eqn_has_sites(op.eqn)
+            if needed.isdisjoint(op.outs):
+                continue
+            ins = [self.read(x) for x in op.ins]
+            outs = self._equation(op, ins, drawing, keys)
+            self.values.update(zip(op.outs, outs, strict=True))
 
-    def equation(self, eqn: _jax.JaxprEqn, values: list[Sum], key: jax.Array) -> list[Sum]:
-        if self.plan.branches_at(eqn):
-            if eqn.primitive in (_jax.jit_p, _jax.closed_call_p):
-                jaxpr, consts = _jax.opened(eqn.params.get("jaxpr") or eqn.params["call_jaxpr"])
-                return self.region(jaxpr, [*map(_sum, consts), *values], key)
-            return (self.scan if eqn.primitive is _jax.scan_p else self.open)(eqn, values, key)
-        if all(value.free() for value in values) and not eqn_has_sites(eqn):
-            return [_sum(x) for x in _jax.bind_again(eqn, [v.terms[0].value for v in values])]
-        if (terms := self.linear(eqn, values)) is not None:
-            return [terms]
-        return self.one_value(eqn, values, key)
+    def read(self, x: Any) -> Spread:
+        """The value of a number or a literal."""
+        return self.values[x] if isinstance(x, int) else Spread(x.val)
 
-    def linear(self, eqn: _jax.JaxprEqn, values: list[Sum]) -> Sum | None:
-        """Sums and multiples of sums, term by term; None for everything else."""
-        name = eqn.primitive.name
-        if name in ("add", "add_any", "sub") and _floats(values) and _same_shape(eqn):
-            return self.axes.total([(values[0], 1), (values[1], -1 if name == "sub" else 1)])
-        many = [i for i, value in enumerate(values) if len(value.terms) > 1]
-        if many != [i for i, value in enumerate(values) if not value.free()] or len(many) != 1:
-            return None
-        if not (name in LINEAR or name == "mul" or (name == "div" and many == [0])):
-            return None
-        if not _floats(values) or not jnp.issubdtype(
-            _jax.struct(eqn.outvars[0]).dtype, jnp.floating
-        ):
-            return None
+    def _needed(self) -> set[int]:
+        """Numbers that terms, outputs or the tail's multipliers are computed from."""
+        deps, tail = self.credit.deps, self.credit.tail
+        needed = {x for x in self.flat.outs if isinstance(x, int) and x not in tail}
+        needed |= self.credit.terms
+        for op in reversed(self.flat.ops):
+            if not needed.isdisjoint(op.outs):
+                needed.update(x for x in op.ins if isinstance(x, int))
+            if not tail.isdisjoint(op.outs):
+                needed.update(x for x in op.ins if isinstance(x, int) and x not in deps)
+        return needed
+
+    def _equation(self, op: Op, ins: list[Spread], drawing: int, keys: _Keys) -> list[Spread]:
+        eqn = op.eqn
+        if not eqn_has_sites(eqn):
+            if not any(x.blocks for x in ins):
+                return [Spread(x) for x in _jax.bind_again(eqn, [x.value for x in ins])]
+            repeat = eqn.primitive is _jax.jit_p
+            return self.axes.apply(lambda *xs: _jax.bind_again(eqn, list(xs)), *ins, repeat=repeat)
+        key = keys.at(op.path)
+        if not self.plan.branches_at(eqn):
+            return self._one_value(eqn, ins, drawing, key)
+        if eqn.primitive is site_p:
+            return self._several(eqn, ins, drawing, key)
+        return self._region(eqn, ins, key)
+
+    def _one_value(self, eqn: Any, ins: list[Spread], drawing: int, key: Any) -> list[Spread]:
+        positions: list[Any] = []
 
         def run(*values: Any) -> list[Any]:
-            return _jax.bind_again(eqn, list(values))
-
-        fixed, (at,) = [value.terms[0] for value in values], many
-        parts = [self.axes.apply(run, *fixed[:at], t, *fixed[at + 1 :]) for t in values[at].terms]
-        return Sum([term for (term,) in parts])
-
-    def one_value(self, eqn: _jax.JaxprEqn, values: list[Sum], key: jax.Array) -> list[Sum]:
-        """An equation that opens no axis."""
-        weighs = False
-
-        def run(*values: Any) -> list[Any]:
-            nonlocal weighs
             handler = Expect(self.plan, key)
             handler.keys = iter([key])
             outs = step(handler, eqn, list(values))
-            weighs = handler.weighs
-            return [*outs, handler.effects()] if weighs else outs
+            positions[:] = [(drawing, *p[1:]) for p in handler.weighings]
+            weighings = [w for pair in handler.weighings.values() for w in pair]
+            shown = [w for w in weighings if w is not None]
+            positions.append([w is not None for w in weighings])
+            return [*outs, *shown]
 
-        repeat = eqn.primitive is _jax.jit_p
-        outs = self.axes.apply(run, *self.dense(values), repeat=repeat)
-        if weighs:
-            self.log_weights.append(outs.pop())
-        return [Sum([x]) for x in outs]
+        outs = self.axes.apply(run, *ins)
+        *positions, present = positions
+        left = iter(outs[len(eqn.outvars) :])
+        found = [next(left) if p else None for p in present]
+        for position, weight, baseline in zip(positions, found[::2], found[1::2], strict=True):
+            assert weight is not None
+            self.weights.add(position, weight, baseline)
+        return outs[: len(eqn.outvars)]
 
-    def open(self, eqn: _jax.JaxprEqn, values: list[Sum], key: jax.Array) -> list[Sum]:
-        """An equation with several outcomes opens an axis."""
+    def _several(self, eqn: Any, ins: list[Spread], drawing: int, key: Any) -> list[Spread]:
+        """A site with several values opens an axis."""
+        site, number = eqn.params["site"], self.weights.number((drawing,))
+        estimator = self.plan.estimator(site)
+        assert isinstance(estimator, Branching) and number is not None
+        groups = Law(site, [], self.coupled[number]).groups
+
+        def run(*values: Any) -> list[Any]:
+            law = Law(site, list(values), self.coupled[number])
+            found = Branches(*law.estimator(estimator).branch(key, law))
+            control = [] if found.control is None else [jnp.sum(found.control)]
+            return [found.weights, found.values, *control]
+
+        weights, values, *control = self.axes.each(run, *ins)  # results follow the blocks
+        axis, (weights, values) = self._open(weights, values)
+        if math.prod(groups) == 1:
+            dims = len(weights.blocks)
+            self.joint[axis] = Spread(weights.value.reshape(weights.value.shape[:dims]), weights.blocks)
+        else:
+            self.weights.apart[axis] = (number, weights)
+        self.weights.controls += control
+        return [values]
+
+    def _open(self, *found: Spread) -> tuple[int, list[Spread]]:
+        """A new axis, along what follows the blocks."""
+        n = len(self.axes.sizes)
+        self.axes.sizes.append(found[0].value.shape[len(found[0].blocks)])
+        return n, [self.axes.merged(x.value, [*x.blocks, (n, n + 1)]) for x in found]
+
+    def _region(self, eqn: Any, ins: list[Spread], key: Any) -> list[Spread]:
+        """A region whose outcomes are taken as a whole opens an axis."""
 
         def run(*values: Any) -> list[Any]:
             weights, outs = outcomes(self.plan, eqn, list(values), key)
             return [weights, *outs]
 
-        found = self.axes.each(run, *self.dense(values))  # outcomes follow the blocks
-        n = len(self.axes.sizes)
-        self.axes.sizes.append(found[0].value.shape[len(found[0].blocks)])
-        weights, *outs = (self.axes.merged(x.value, [*x.blocks, (n, n + 1)]) for x in found)
-        self.weights.append(weights)
-        return [Sum([x]) for x in outs]
-
-    def scan(self, eqn: _jax.JaxprEqn, values: list[Sum], key: jax.Array) -> list[Sum]:
-        """Unrolled, since every step opens axes of its own."""
-        params, length = eqn.params, eqn.params["length"]
-        jaxpr, inner = _jax.opened(params["jaxpr"])
-        n_consts, n_carry = _jax.scan_counts(eqn)
-        fixed = [*map(_sum, inner), *values[:n_consts]]
-        carry, xs = values[n_consts : n_consts + n_carry], values[n_consts + n_carry :]
-        xs = self.dense(xs)
-        keys, steps = jax.random.split(key, length), range(length)
-        rows: dict[int, list[Spread]] = {}
-        for t in reversed(steps) if params["reverse"] else steps:
-            x = [Sum(self.axes.apply(lambda x, t=t: [x[t]], x)) for x in xs]
-            outs = self.region(jaxpr, [*fixed, *carry, *x], keys[t])
-            carry, rows[t] = outs[:n_carry], self.dense(outs[n_carry:])
-        if not rows:
-            empty = [_jax.struct(v) for v in eqn.outvars[n_carry:]]
-            return [*carry, *(_sum(jnp.zeros(s.shape, s.dtype)) for s in empty)]
-        columns = zip(*(rows[t] for t in steps), strict=True)
-        stacked = [self.axes.apply(lambda *xs: [jnp.stack(xs)], *column) for column in columns]
-        return [*carry, *map(Sum, stacked)]
-
-    def dense(self, values: list[Sum]) -> list[Spread]:
-        """Sums evaluated."""
-        return [value.dense(self.axes) for value in values]
+        axis, (weights, *outs) = self._open(*self.axes.each(run, *ins))
+        self.joint[axis] = weights
+        return outs
 
     # ---- results
 
-    def mean(self, out: Sum) -> jax.Array:
+    def outputs(self, shift: dict[int, Any] | None = None, only: int | None = None) -> list[Any]:
+        """The estimates of the program's outputs.
+
+        Args:
+            shift: what to add to the log weights of some choices.
+            only: how many outputs, from the first.
+        """
+        sums: dict[int, Sum] = {}
+        for number in self.credit.terms:
+            sums[number] = Sum([self.weights.weigh(number, self.values[number], shift)])
+        for op in self.flat.ops:
+            if not self.credit.tail.isdisjoint(op.outs):
+                sums[op.outs[0]] = self._linear(op, sums)
+        return [self._mean(self._sum(x, sums)) for x in self.flat.outs[:only]]
+
+    def _sum(self, x: Any, sums: dict[int, Sum]) -> Sum:
+        if isinstance(x, int) and x in sums:
+            return sums[x]
+        return Sum([self.read(x)])
+
+    def _linear(self, op: Op, sums: dict[int, Sum]) -> Sum:
+        """An equation of the tail, term by term."""
+        eqn, values = op.eqn, [self._sum(x, sums) for x in op.ins]
+        name = eqn.primitive.name
+        if name in ("add", "add_any", "sub") and _same_shape(eqn):
+            return self.axes.total([(values[0], 1), (values[1], -1 if name == "sub" else 1)])
+
+        def run(*values: Any) -> list[Any]:
+            return _jax.bind_again(eqn, list(values))
+
+        many = [i for i, value in enumerate(values) if len(value.terms) > 1]
+        if len(many) != 1 or not all(v.free() for i, v in enumerate(values) if i not in many):
+            return Sum(self.axes.apply(run, *(value.dense(self.axes) for value in values)))
+        fixed, (at,) = [value.terms[0] for value in values], many
+        parts = [self.axes.apply(run, *fixed[:at], t, *fixed[at + 1 :]) for t in values[at].terms]
+        return Sum([term for (term,) in parts])
+
+    def _mean(self, out: Sum) -> jax.Array:
         """The sum over all paths of weight times outcome."""
-        terms = [_float(term) for term in out.terms]
-        for log_weight in self.log_weights:
-            terms = [self.axes.apply(_weigh, log_weight, term)[0] for term in terms]
-        terms = [self.shrink(term) for term in terms]
+        if out.free() and len(out.terms) == 1:
+            return jnp.asarray(out.terms[0].value)
+        terms = [self._shrink(_float(term)) for term in out.terms]
         for axis in reversed(range(len(self.axes.sizes))):
             here = [term for term in terms if term.blocks and term.blocks[-1][1] == axis + 1]
             if here:
                 total = Sum(here).dense(self.axes)
                 terms = [term for term in terms if term not in here]
-                terms.append(self.axes.contract([self.weights[axis]], total))
+                terms.append(self.axes.contract([self.joint[axis]], total))
         return sum(term.value for term in terms[1:]) + terms[0].value
 
-    def shrink(self, term: Spread) -> Spread:
+    def mean_of(self, spread: Spread) -> jax.Array:
+        """The mean of a value over all paths."""
+        return self._mean(Sum([spread]))
+
+    def _shrink(self, term: Spread) -> Spread:
         """Sum a term on many paths over several axes at a time: fewer kernels to compile."""
         while term.blocks and math.prod(map(self.axes.size, term.blocks)) > MANY:
             start, stop = term.blocks[-1]
             first = stop - 1
             while first > start and self.axes.size((first - 1, stop)) <= MANY:
                 first -= 1
-            term = self.axes.contract(self.weights[first:stop], term)
+            term = self.axes.contract([self.joint[a] for a in range(first, stop)], term)
         return term
 
-    def reify(self, outs: list[Sum]) -> Paths:
-        """All outcomes as flat lists, for a region that has to hand back arrays of one shape."""
-        everything = (0, len(self.axes.sizes))
-        zeros = Spread(jnp.zeros(self.axes.size(everything)), (everything,))
-        zeros = zeros if self.axes.sizes else Spread(jnp.zeros(()))
-        n, m = len(self.weights), len(self.log_weights)
 
-        def one(zero: Any, *rest: Any) -> list[Any]:
-            weights, log_weights, outs = rest[:n], rest[n : n + m], rest[n + m :]
-            weight = math.prod(weights) * jnp.exp(sum(log_weights, start=zero))
-            return [weight, *outs]
+class _Keys:
+    """Keys by the path of a drawing equation: a region splits its own by how many it has."""
 
-        found = self.axes.apply(one, zeros, *self.weights, *self.log_weights, *self.dense(outs))
-        weights, *values = (x.value if x.blocks else jnp.asarray(x.value)[None] for x in found)
-        return Paths(weights, values)
+    def __init__(self, key: jax.Array):
+        self.key = key
+        self.known: dict[Any, Any] = {}
 
-
-MANY = 256  # paths
-LINEAR = {"neg", "reduce_sum", "reshape", "squeeze", "broadcast_in_dim", "convert_element_type"}
-
-
-def _sum(x: Any) -> Sum:
-    return x if isinstance(x, Sum) else Sum([Spread(x)])
-
-
-def _floats(values: list[Sum]) -> bool:
-    return all(
-        jnp.issubdtype(jnp.result_type(term.value), jnp.floating)
-        for value in values
-        for term in value.terms
-    )
+    def at(self, path: tuple[tuple[int, int], ...]) -> jax.Array:
+        """The key of one equation."""
+        if not path:
+            return self.key
+        parent, (index, count) = path[:-1], path[-1]
+        if parent not in self.known:
+            self.known[parent] = split(self.at(parent), count)
+        return self.known[parent][index]
 
 
 def _same_shape(eqn: _jax.JaxprEqn) -> bool:
@@ -226,43 +248,68 @@ def _float(term: Spread) -> Spread:
     return Spread(value.astype(jnp.result_type(float)), term.blocks)
 
 
-def _weigh(log_weight: Any, x: Any) -> list[Any]:
-    return [x * jnp.exp(log_weight).astype(x.dtype)]
+# ---- the outcomes of a region that has to be entered as a whole, on one path
 
 
-# ---- the outcomes of one equation, on one path
+class Paths(NamedTuple):
+    """The outcomes of a region: outs have a leading dimension of the weights' length."""
+
+    weights: jax.Array  # [L]
+    outs: list[jax.Array]  # each [L, ...]
 
 
 def outcomes(plan: Plan, eqn: _jax.JaxprEqn, values: list[Any], key: jax.Array) -> Paths:
-    """Weighted outcomes of a site, or of a region that has to be entered as a whole."""
-    if eqn.primitive is site_p:
-        site = eqn.params["site"]
-        estimator = plan.estimator(site)
-        assert isinstance(estimator, Branching)
-        drawn, weights = estimator.branch(key, Law(site, values))
-        return Paths(weights, [drawn])
+    """Weighted outcomes of a region."""
     if eqn.primitive is _jax.remat_p:
-        body = jax.checkpoint(_region(plan, eqn.params["jaxpr"]), policy=eqn.params["policy"])
+        body = jax.checkpoint(_enter(plan, eqn.params["jaxpr"]), policy=eqn.params["policy"])
         return body(key, *values)
     if eqn.primitive is _jax.cond_p:
         return _cond(plan, eqn, values, key)
     raise refused(eqn, "an estimator with several values (Enumerate) needs a rule to enter it")
 
 
-def _region(plan: Plan, region: Any) -> Callable[..., Paths]:
+def _enter(plan: Plan, region: Any) -> Callable[..., Paths]:
     jaxpr, consts = _jax.opened(region)
+    flat = flatten(jaxpr, plan)
 
     def run(key: jax.Array, *values: Any) -> Paths:
-        fan = Fan(plan)
-        return fan.reify(fan.region(jaxpr, [_sum(x) for x in (*consts, *values)], key))
+        fan = Whole(plan, flat)
+        fan.run([*consts, *values], key)
+        return fan.reify()
 
     return run
+
+
+class Whole(Fan):
+    """A region of which nothing is known outside: all its choices are coupled."""
+
+    def __init__(self, plan: Plan, flat: Flat):
+        credit = Credit.unknown(flat, Analysis(plan.elements))
+        super().__init__(plan, flat, credit, credit.coupled(range(len(credit.found.choices))))
+
+    def reify(self) -> Paths:
+        """All outcomes as flat lists."""
+        everything = (0, len(self.axes.sizes))
+        zeros = Spread(jnp.zeros(self.axes.size(everything)), (everything,))
+        zeros = zeros if self.axes.sizes else Spread(jnp.zeros(()))
+        weights, log_weights = list(self.joint.values()), self.weights.all()
+        n, m = len(weights), len(log_weights)
+
+        def one(zero: Any, *rest: Any) -> list[Any]:
+            weights, log_weights, outs = rest[:n], rest[n : n + m], rest[n + m :]
+            total = sum((w.sum() for w in log_weights), start=zero)
+            return [math.prod(weights) * jnp.exp(total), *outs]
+
+        outs = [self.read(x) for x in self.flat.outs]
+        found = self.axes.apply(one, zeros, *weights, *log_weights, *outs)
+        first, *values = (x.value if x.blocks else jnp.asarray(x.value)[None] for x in found)
+        return Paths(first, values)
 
 
 def _cond(plan: Plan, eqn: _jax.JaxprEqn, values: list[Any], key: jax.Array) -> Paths:
     """Every branch hands back as many outcomes as the largest, padded with weight 0."""
     index, *values = values
-    branches = [_region(plan, branch) for branch in eqn.params["branches"]]
+    branches = [_enter(plan, branch) for branch in eqn.params["branches"]]
     counts = [jax.eval_shape(b, key, *values).weights.shape[0] for b in branches]
 
     def padded(branch: Callable[..., Paths], count: int) -> Callable[..., Paths]:

@@ -1,91 +1,197 @@
 """Which estimator serves which site of a program, decided before anything is evaluated.
 
-The user's choice first. Otherwise: pathwise where the distribution has a differentiable sampler,
-else enumeration while the paths stay few and no loop multiplies them, else the score function.
+The user's choice first. Otherwise: pathwise where the distribution has a differentiable sampler and
+the program is smooth in the value; else enumeration while the paths stay few and no loop multiplies
+them; else the score function with a leave-one-out baseline.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import _jax
-from .errors import EnumerationError
-from .estimators import Branching, Enumerate, Estimator, Reparam, Score
+from . import _jax, soundness
+from .errors import BiasedEstimatorError, CapabilityError, EnumerationError
+from .estimators import Branching, Enumerate, Estimator, LeaveOneOut, Reparam, Score
 from .law import Law
-from .site import Site, eqn_has_sites, first_site, site_p
+from .site import Site, eqn_has_sites, has_sites, site_p
+
+if TYPE_CHECKING:
+    from .credit import Credit
+    from .flat import Flat
 
 FEW = 64  # paths that enumeration may make by default
 MOST = 2**24  # paths that it may make when asked for
+LOOPS = (_jax.scan_p, _jax.while_p)
 
 
 class Plan:
     """Estimators by site, and which equations branch."""
 
-    def __init__(self, jaxpr: Any):
-        self._chosen: dict[int, Estimator] = {}  # by id of a site, which the jaxpr keeps alive
-        self._branching: dict[int, bool] = {}  # by id of an equation
-        self._region(jaxpr, 1, in_loop=False)
+    def __init__(self, jaxpr: Any, *, strict: bool = False):
+        self._jaxpr = jaxpr  # keeps the sites alive, whose ids are the keys
+        self._chosen: dict[int, Estimator] = {}
+        self._default: set[int] = set()  # sites that the user left to us
+        self._branching: dict[int, tuple[Any, bool]] = {}
+        self.violations = soundness.violations(jaxpr, _may_be_pathwise)
+        self._region(jaxpr, in_loop=False, strict=strict)
+
+    # ---- what was decided
 
     def estimator(self, site: Site) -> Estimator:
         """The estimator of a site of this program."""
         return self._chosen[id(site)]
 
-    def branches(self, jaxpr: Any) -> bool:
+    def elements(self, site: Site) -> tuple[int, ...] | None:
+        """Shape of the elements that have weights; None where a site has none."""
+        return Law(site, []).elements if self.estimator(site).weighs else None
+
+    def branches(self, region: Any) -> bool:
         """Whether a region has a site with several values."""
-        return any(self.branches_at(eqn) for eqn in _jax.opened(jaxpr)[0].eqns)
+        jaxpr, _ = _jax.opened(region)
+        if (known := self._branching.get(id(jaxpr))) is None:
+            found = any(map(self.branches_at, jaxpr.eqns))
+            known = self._branching[id(jaxpr)] = (jaxpr, found)
+        return known[1]
 
     def branches_at(self, eqn: _jax.JaxprEqn) -> bool:
         """Whether an equation is or contains a site with several values."""
-        return self._branching.get(id(eqn), False)
+        if eqn.primitive is site_p:
+            return isinstance(self._chosen.get(id(eqn.params["site"])), Branching)
+        return eqn_has_sites(eqn) and any(map(self.branches, _jax.subjaxprs(eqn)))
 
-    def _region(self, jaxpr: Any, paths: int, *, in_loop: bool) -> int:
-        """Plan a region that `paths` paths enter; the number that leave it."""
-        jaxpr, _ = _jax.opened(jaxpr)
+    @property
+    def particles(self) -> int:
+        """How many runs of the program the baselines compare."""
+        return max((getattr(e, "particles", 1) for e in self._chosen.values()), default=1)
+
+    # ---- deciding
+
+    def _region(self, region: Any, *, in_loop: bool, strict: bool) -> None:
+        jaxpr, _ = _jax.opened(region)
         for eqn in jaxpr.eqns:
-            if not eqn_has_sites(eqn):
-                continue
-            at_site = eqn.primitive is site_p
-            paths *= (self._site if at_site else self._inside)(eqn, paths, in_loop=in_loop)
-            if paths > MOST:
-                raise _too_many(eqn, paths)
+            if eqn.primitive is site_p:
+                self._site(eqn.params["site"], eqn, in_loop=in_loop, strict=strict)
+            elif eqn_has_sites(eqn):
+                loop = in_loop or eqn.primitive in LOOPS
+                for sub in filter(has_sites, _jax.subjaxprs(eqn)):
+                    self._region(sub, in_loop=loop, strict=strict)
+
+    def _site(self, site: Site, eqn: _jax.JaxprEqn, *, in_loop: bool, strict: bool) -> None:
+        if site.kind in ("observe", "factor"):
+            raise _weighs(site)
+        if site.kind != "draw" or id(site) in self._chosen:
+            return
+        law = Law(site, [_jax.struct(v) for v in eqn.invars])
+        violation = self.violations.get(id(site))
+        chosen = site.estimator
+        if chosen is None:
+            self._default.add(id(site))
+            chosen = _default(law, smooth=violation is None, in_loop=in_loop)
+        elif violation is not None and chosen.pathwise and not chosen.biased:
+            raise soundness.unsound(site, violation, sound_estimators(law))
+        if chosen.biased and strict:
+            raise _biased(law, chosen)
+        self._chosen[id(site)] = chosen
+
+    def settle(self, flat: Flat, credit: Credit) -> dict[int, tuple[bool, ...]]:
+        """Count the paths, now that it is known which elements are coupled; the couplings.
+
+        A site that would be enumerated by default goes over to the score function where the paths
+        would become too many.
+        """
+        numbers = {p: n for n, p in enumerate(credit.found.choices)}
+        drawing = [op for op in flat.ops if eqn_has_sites(op.eqn)]
+        branching = {
+            numbers[(i,)]: op
+            for i, op in enumerate(drawing)
+            if op.eqn.primitive is site_p and self.branches_at(op.eqn)
+        }
+        coupled = credit.coupled(branching)
+        paths = {id(op): n for n, op in branching.items()}
+        count = 1
+        for op in drawing:
+            if (n := paths.get(id(op))) is not None:
+                count = self._count(op.eqn, coupled[n], count)
+            elif self.branches_at(op.eqn):
+                count *= self._paths(op.eqn)
+            if count > MOST:
+                raise _too_many(credit, op.eqn, count)
+        return coupled
+
+    def _count(self, eqn: _jax.JaxprEqn, coupled: tuple[bool, ...], paths: int) -> int:
+        site = eqn.params["site"]
+        law = Law(site, [_jax.struct(v) for v in eqn.invars], coupled)
+        chosen = self.estimator(site)
+        if not isinstance(chosen, Branching):
+            return paths
+        if id(site) not in self._default:
+            return paths * chosen.count(law)
+        assert law.support_shape is not None
+        values = law.support_shape[0] ** min(law.coupled_count, 64)
+        if paths * values <= FEW:
+            return paths * values
+        self._chosen[id(site)] = Score(LeaveOneOut())
+        self._branching.clear()
         return paths
 
-    def _inside(self, eqn: _jax.JaxprEqn, paths: int, *, in_loop: bool) -> int:
-        loop = eqn.primitive in (_jax.scan_p, _jax.while_p)
-        subs = list(_jax.subjaxprs(eqn))
-        counts = [self._region(s, paths, in_loop=in_loop or loop) // paths for s in subs]
-        self._branching[id(eqn)] = any(self.branches(s) for s in subs)
+    def _paths(self, eqn: _jax.JaxprEqn) -> int:
+        """How many paths leave a region that is entered as a whole."""
+        if eqn.primitive is site_p:
+            return self._count(eqn, Law(eqn.params["site"], []).coupled or (), 1)
+        counts = [
+            math.prod(self._paths(e) for e in _jax.opened(sub)[0].eqns if self.branches_at(e))
+            for sub in _jax.subjaxprs(eqn)
+        ]
         if eqn.primitive is _jax.scan_p:
             return min(max(counts) ** min(eqn.params["length"], 64), MOST + 1)
         return max(counts) if eqn.primitive is _jax.cond_p else math.prod(counts)
 
-    def _site(self, eqn: _jax.JaxprEqn, paths: int, *, in_loop: bool) -> int:
-        site = eqn.params["site"]
-        if site.kind != "draw":
-            return 1
-        law = Law(site, [_jax.struct(v) for v in eqn.invars])
-        chosen = self._chosen.get(id(site), site.estimator)
-        if chosen is None:
-            chosen = _default(law, paths, in_loop=in_loop)
-        chosen.serve(law)
-        self._chosen[id(site)] = chosen
-        self._branching[id(eqn)] = isinstance(chosen, Branching)
-        return chosen.count(law) if isinstance(chosen, Branching) else 1
+
+def _may_be_pathwise(site: Site) -> bool:
+    if site.estimator is None:
+        return Law(site, []).has_rsample
+    return site.estimator.pathwise
 
 
-def _default(law: Law, paths: int, *, in_loop: bool) -> Estimator:
-    if law.has_rsample:
+def _default(law: Law, *, smooth: bool, in_loop: bool) -> Estimator:
+    if law.has_rsample and smooth:
         return Reparam()
     if not in_loop and law.support_shape is not None:
-        values = law.support_shape[0] ** min(law.element_count, 64)
-        if paths * values <= FEW:
-            return Enumerate()
-    return Score()
+        return Enumerate()
+    return Score(LeaveOneOut())
 
 
-def _too_many(eqn: _jax.JaxprEqn, paths: int) -> EnumerationError:
-    site = eqn.params["site"] if eqn.primitive is site_p else first_site(next(_jax.subjaxprs(eqn)))
+def sound_estimators(law: Law) -> list[str]:
+    """What would be sound where a pathwise estimator is not."""
+    return ["Enumerate()", "Score()"] if law.support_shape is not None else ["Score()"]
+
+
+def _weighs(site: Site) -> CapabilityError:
+    kind = "an observation" if site.kind == "observe" else "a factor"
+    return CapabilityError(
+        f"expect needs a program that is a draw; this one has {kind}, which would be ignored.",
+        address=site.address,
+        where=site.line,
+        expected="random choices only",
+        got="an unnormalised program",
+        fix="score the model with m.log_density(choices) inside an objective, or normalise it",
+    )
+
+
+def _biased(law: Law, chosen: Estimator) -> BiasedEstimatorError:
+    return BiasedEstimatorError(
+        "strict=True refuses a biased gradient.",
+        address=law.address,
+        expected="an unbiased estimator",
+        got=repr(chosen),
+        where=law.site.line,
+        fix=f"one of {', '.join(sound_estimators(law))}, or strict=False",
+    )
+
+
+def _too_many(credit: Credit, eqn: _jax.JaxprEqn, paths: int) -> EnumerationError:
+    site = eqn.params["site"] if eqn.primitive is site_p else credit.found.sites[0]
     return EnumerationError(
         "Enumeration of this program makes too many paths.",
         address=site.address,

@@ -40,7 +40,8 @@ class Site:
     value: jax.ShapeDtypeStruct  # of one lane
     lanes: tuple[int, ...] = ()  # outermost first
     mapped: tuple[tuple[bool, ...], ...] = ()  # per lane, per operand
-    estimator: Any = None
+    estimator: Any = None  # with ARRAY in the place of each of its arrays
+    extras: int = 0  # how many: they are the last operands
     line: str = ""
     branches: tuple[tuple[int, int], ...] = ()  # (a vmapped cond, which of its branches)
 
@@ -60,6 +61,14 @@ class Site:
         return dataclasses.replace(
             self, address=(), kind="draw", estimator=None, line="", branches=()
         )
+
+    def bare(self, operands: list[Any]) -> tuple[Site, list[Any]]:
+        """The site and its operands without those of the estimator."""
+        if not self.extras:
+            return self, operands
+        mapped = tuple(m[: -self.extras] for m in self.mapped)
+        site = dataclasses.replace(self, estimator=None, extras=0, mapped=mapped)
+        return site, list(operands[: -self.extras])
 
 
 class _Array:
@@ -104,15 +113,44 @@ site_p = _jax.Primitive("sample")
 def make_site(
     address: Address, kind: Kind, measure: Any, value: Any = None, *, estimator: Any = None
 ) -> tuple[Site, list[jax.Array]]:
-    """A site of one lane and its operands. A value that is given is data, so always an operand."""
+    """A site of one lane and its operands. A value that is given is data, so always an operand.
+
+    The arrays of an estimator (a baseline, a temperature) are operands too, the last ones.
+    """
     leaves, tree = jax.tree.flatten((measure, value))
     given = len(jax.tree.leaves(value))
     statics = [_static(x) for x in leaves[: len(leaves) - given]] + [ARRAY] * given
     operands = [jnp.asarray(x) for x, s in zip(leaves, statics, strict=True) if s is ARRAY]
     aval = value_shape(measure) if kind == "draw" else jax.typeof(operands[-1])
-    shape = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
-    site = Site(address, kind, tree, tuple(statics), shape, estimator=estimator, line=user_line())
-    return site, operands
+    dtype = float if getattr(estimator, "relaxes", False) else aval.dtype
+    shape = jax.ShapeDtypeStruct(aval.shape, jnp.result_type(dtype))
+    held, arrays = (None, []) if estimator is None else hold(estimator)
+    site = Site(address, kind, tree, tuple(statics), shape, estimator=held, line=user_line())
+    return dataclasses.replace(site, extras=len(arrays)), [*operands, *arrays]
+
+
+def hold(estimator: Any) -> tuple[Any, list[jax.Array]]:
+    """An estimator with ARRAY in the place of its arrays, and those."""
+    leaves, tree = jax.tree.flatten(vars(estimator))
+    held = [ARRAY if _is_array(x) else x for x in leaves]
+    return _made(estimator, tree, held), [jnp.asarray(x) for x in leaves if _is_array(x)]
+
+
+def held_with(estimator: Any, arrays: list[Any]) -> Any:
+    """The inverse of `hold`."""
+    leaves, tree = jax.tree.flatten(vars(estimator))
+    left = iter(arrays)
+    return _made(estimator, tree, [next(left) if x is ARRAY else x for x in leaves])
+
+
+def _made(like: Any, tree: Any, leaves: list[Any]) -> Any:
+    made = object.__new__(type(like))
+    vars(made).update(jax.tree.unflatten(tree, leaves))
+    return made
+
+
+def _is_array(x: Any) -> bool:
+    return hasattr(x, "dtype") and hasattr(x, "shape")
 
 
 def bind_site(site: Site, operands: list[Any]) -> jax.Array:
@@ -144,12 +182,17 @@ def over_lanes(site: Site, function: Any, operands: list[Any], *lane_args: Any) 
     return one(operands, lane_args)
 
 
+ONE_EQUATION: set[str] = set()  # the names of what follows
+
+
 def as_one_equation(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function(form, operands, *args)` as one jit equation, traced once for all sites of a form.
 
     Programs with many sites trace and lower in less time, the equation carries the function's name,
     and a derivative goes through it as a whole.
     """
+
+    ONE_EQUATION.add(function.__name__)
 
     @functools.partial(jax.jit, static_argnums=0)
     @functools.wraps(function)

@@ -2,9 +2,20 @@
 `vx.sample(address, distribution, estimator=...)`.
 """
 
-from .base import Branching, Direct, Estimator
+from .base import Branches, Branching, Direct, Drawn, Estimator
 from .enumerate import Enumerate
 from .reparam import Reparam
-from .score import Score
+from .score import LeaveOneOut, Learned, Score
 
-__all__ = ["Branching", "Direct", "Enumerate", "Estimator", "Reparam", "Score"]
+__all__ = [
+    "Branches",
+    "Branching",
+    "Direct",
+    "Drawn",
+    "Enumerate",
+    "Estimator",
+    "LeaveOneOut",
+    "Learned",
+    "Reparam",
+    "Score",
+]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from ..errors import EnumerationError
 from ..law import Law
-from .base import Branching, cannot
+from .base import Branches, Branching, cannot
 
 LIMIT = 2**16  # joint values of one site
 
@@ -17,8 +17,9 @@ class Enumerate(Branching):
 
         E[k(x)] = sum_j p(x_j; theta) k(x_j)
 
-    No variance; any order of derivative. A site with n independent elements (lanes, batch entries)
-    of K values each is summed over all K^n joint values, since k may couple them.
+    No variance; any order of derivative. Elements (lanes, batch entries) that the objective treats
+    apart are summed side by side, K values each; n elements that it couples are summed over all
+    their K^n joint values.
     """
 
     def serve(self, law: Law) -> None:
@@ -31,30 +32,37 @@ class Enumerate(Branching):
                 "estimator=Score() for an infinite discrete support, Reparam() for a continuous "
                 "one; a binomial's total_count must be a Python integer",
             )
-        if self.count(law) > LIMIT:
+
+    def count(self, law: Law) -> int:
+        assert law.support_shape is not None
+        count = law.support_shape[0] ** law.coupled_count
+        if count > LIMIT:
             raise cannot(
                 EnumerationError,
                 self,
                 law,
                 f"at most {LIMIT} joint values",
-                f"{law.support_shape[0]} values for each of {law.element_count} elements are too "
-                "many: estimator=Score(), or fewer lanes",
+                f"{law.support_shape[0]} values for each of {law.coupled_count} elements that the "
+                "objective couples are too many: estimator=Score(), fewer lanes, or an objective "
+                "that is a sum over them",
             )
+        return count
 
-    def count(self, law: Law) -> int:
-        assert law.support_shape is not None
-        return law.support_shape[0] ** law.element_count
-
-    def branch(self, key: jax.Array, law: Law) -> tuple[jax.Array, jax.Array]:
+    def branch(self, key: jax.Array, law: Law) -> Branches:
         support = law.element_support()  # [K, *event]
         assert support is not None
-        k, n = support.shape[0], law.element_count
-        digits = jnp.arange(k**n)[:, None] // k ** jnp.arange(n)[::-1] % k  # [J, n]
-        values = support[digits].reshape((k**n, *law.site.shape))
+        digits = joint_digits(support.shape[0], law)  # [J, *elements]
+        values = support[digits].reshape((len(digits), *law.site.shape))
         values = values.astype(law.site.value.dtype)
-        weights = jnp.exp(law.log_prob_each(values))  # [J]
+        log_p = law.log_prob_each(values)  # [J, *elements]
         if law.has_mask:  # an absent element has one value: its first
-            here = law.present()
-            present = here | (digits == 0).reshape((k**n, *here.shape))
-            weights = weights * present.all(tuple(range(1, present.ndim)))
-        return values, weights
+            log_p = jnp.where(law.present_elements() | (digits == 0), log_p, -jnp.inf)
+        return Branches(values, jnp.exp(law.couple(log_p)))
+
+
+def joint_digits(k: int, law: Law) -> jax.Array:
+    """All joint values of the coupled elements as indices 0 ... k - 1, shape [J, *elements]."""
+    n = law.coupled_count
+    digits = jnp.arange(k**n)[:, None] // k ** jnp.arange(n)[::-1] % k  # [J, n]
+    shape = [m if c else 1 for m, c in zip(law.elements, law.coupled or (), strict=True)]
+    return jnp.broadcast_to(digits.reshape((k**n, *shape)), (k**n, *law.elements))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
 from ..errors import NotReparameterizableError
 from ..law import Law
-from .base import Direct, cannot
+from .base import Direct, Drawn, cannot
 
 
 class Reparam(Direct):
@@ -23,6 +21,9 @@ class Reparam(Direct):
     Kingma and Welling 2014; Figurnov, Mohamed and Mnih 2018 (implicit).
     """
 
+    pathwise = True
+    weighs = False
+
     def serve(self, law: Law) -> None:
         if not law.has_rsample:
             raise cannot(
@@ -33,5 +34,5 @@ class Reparam(Direct):
                 "estimator=Score(), or Enumerate() for a small finite support",
             )
 
-    def draw(self, key: jax.Array, law: Law) -> tuple[jax.Array, Any]:
-        return law.rsample(key), 0.0
+    def draw(self, key: jax.Array, law: Law) -> Drawn:
+        return Drawn(law.rsample(key))

@@ -1,0 +1,209 @@
+"""What multiplies a term: the weights of the choices that it depends on, laid along its axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .axes import Axes, Spread
+from .credit import Credit
+from .dependence import NONE, Along, Dep, bits
+from .direct import Position
+from .plan import Plan
+
+RUNS = "varax_runs"  # the axis of the runs that leave-one-out baselines compare
+
+
+class Weights:
+    """The log weights of choices with one value, the weights of those treated element by element.
+
+    Attributes:
+        log: by number of the choice, of shape `elements`.
+        apart: by axis, the number of the choice and its weights, of shape `groups`.
+        baselines: by number, of shape `elements`.
+        controls: scalars to add to the objective.
+    """
+
+    def __init__(self, axes: Axes, plan: Plan, credit: Credit):
+        self.axes, self.plan, self.credit = axes, plan, credit
+        self.log: dict[int, Spread] = {}
+        self.apart: dict[int, tuple[int, Spread]] = {}
+        self.baselines: dict[int, Spread] = {}
+        self.controls: list[Spread] = []
+        self._numbers = {p: n for n, p in enumerate(credit.found.choices)}
+        self._sums: dict[tuple[int, bool], Spread | None] = {}
+        self._compared: int | None = None
+
+    def number(self, position: Position) -> int | None:
+        """The number of the choice at a position; of a loop's total, that of its first choice."""
+        if position in self._numbers:
+            return self._numbers[position]
+        inside = (n for p, n in self._numbers.items() if p[: len(position)] == position)
+        return next(inside, None)
+
+    def add(self, position: Position, log_weight: Spread, baseline: Spread | None) -> None:
+        """Take what a choice left."""
+        number = self.number(position)
+        if number is not None:
+            self.log[number] = log_weight
+            if baseline is not None:
+                self.baselines[number] = baseline
+
+    def all(self) -> list[Spread]:
+        """Every log weight."""
+        return list(self.log.values())
+
+    # ---- one term
+
+    def weigh(self, term: int, value: Spread, shift: dict[int, Any] | None = None) -> Spread:
+        """A term's value times its weights, summed over the axes of choices that are apart."""
+        dep, rank = self.credit.deps.get(term, NONE), _rank(value)
+        if not jnp.issubdtype(jnp.result_type(value.value), jnp.floating):
+            if not value.blocks:
+                return value
+            value = Spread(jnp.asarray(value.value, float), value.blocks)
+            return self._sum_apart(value, dep, rank)
+        plain = self._laid(dep, rank, compared=False, shift=shift)
+        compared = self._laid(dep, rank, compared=True, shift=shift)
+        weighed = self._times(value, plain + compared)
+        mean = self._sum_apart(weighed, dep, rank)
+        if not compared:
+            return mean
+        unweighed = self._sum_apart(value, dep, rank)
+        (excess,) = self.axes.apply(lambda v, *ws: [jnp.zeros_like(v) + jnp.expm1(sum(ws))], value, *compared)
+        excess = self._sum_apart(excess, dep, rank)
+        (others,) = self.axes.apply(lambda v: [v], unweighed)
+        others = Spread(_mean_of_others(jax.lax.stop_gradient(others.value)), others.blocks)
+        (out,) = self.axes.apply(lambda m, b, e: [m - b * e.astype(m.dtype)], mean, others, excess)
+        return out
+
+    def _times(self, value: Spread, logs: list[Spread]) -> Spread:
+        if not logs:
+            return value
+        (out,) = self.axes.apply(lambda v, *ws: [v * jnp.exp(sum(ws)).astype(v.dtype)], value, *logs)
+        return out
+
+    def _sum_apart(self, value: Spread, dep: Dep, rank: int) -> Spread:
+        """Sum over the axes of choices whose elements are apart, last one first."""
+        for axis in sorted(self.apart, reverse=True):
+            if any(start <= axis < stop for start, stop in value.blocks):
+                number, weights = self.apart[axis]
+                (laid,) = self.axes.apply(lambda w, n=number: [_lay(w, dep, n, rank)], weights)
+                value = self.axes.sum_over(axis, laid, value)
+        return value
+
+    # ---- log weights along a term's axes
+
+    def _laid(self, dep: Dep, rank: int, *, compared: bool, shift: Any) -> list[Spread]:
+        """The log weights of a term's choices, each broadcastable to it."""
+        mine = self.compared if compared else ~self.compared
+        whole = self._whole(dep.whole & mine & self.weighted, shift)
+        laid = [] if whole is None else [whole]
+        for number in dep.aligned:
+            if (mine >> number & 1) and number in self.log:
+                laid.append(self._one(number, lambda w, n=number: _lay(w, dep, n, rank), shift))
+        return laid
+
+    def _whole(self, numbers: int, shift: Any) -> Spread | None:
+        """The sum of the log weights of some choices, shared between terms."""
+        if not numbers:
+            return None
+        key = (numbers, shift is None)
+        missing = []
+        while numbers and (numbers, shift is None) not in self._sums:
+            last = numbers.bit_length() - 1
+            missing.append((numbers, last))
+            numbers ^= 1 << last
+        total = self._sums[(numbers, shift is None)] if numbers else None
+        for known, last in reversed(missing):
+            one = self._one(last, jnp.sum, shift)
+            total = one if total is None else self.axes.add(total, one)
+            if shift is None:
+                self._sums[(known, True)] = total
+        return total
+
+    def _one(self, number: int, lay: Callable[[Any], Any], shift: Any) -> Spread:
+        more = 0.0 if shift is None else shift.get(number, 0.0)
+        return self.axes.apply(lambda w: [lay(w + more)], self.log[number])[0]
+
+    @property
+    def weighted(self) -> int:
+        """The choices with a log weight, as bits."""
+        return sum(1 << n for n in self.log)
+
+    @property
+    def compared(self) -> int:
+        """The choices whose baseline is the mean of other runs, as bits."""
+        if self._compared is None:
+            sites = self.credit.found.sites
+            runs = [getattr(self.plan.estimator(site), "particles", 1) for site in sites]
+            self._compared = sum(1 << n for n, r in enumerate(runs) if r > 1)
+        return self._compared
+
+    # ---- what is added to the objective
+
+    def added(self) -> list[Spread]:
+        """Controls of mean zero: those of estimators, and baselines times their scores."""
+        found = list(self.controls)
+        for number, baseline in self.baselines.items():
+            found += self.axes.apply(
+                lambda w, b: [-(jax.lax.stop_gradient(b) * jnp.expm1(w)).sum()],
+                self.log[number],
+                baseline,
+            )
+        return found
+
+    def regressions(self) -> dict[int, float]:
+        """The choices whose baseline is trained, with the sign."""
+        signs = {
+            n: getattr(self.plan.estimator(self.credit.found.sites[n]), "regression", 0.0)
+            for n in self.baselines
+        }
+        return {n: sign for n, sign in signs.items() if sign}
+
+    def errors(self, signals: dict[int, Any]) -> list[Spread]:
+        """Zeros whose gradient is that of minus half the baselines' squared errors, signed."""
+
+        def loss(baseline: Any, signal: Any, sign: float) -> Any:
+            half = -sign * ((signal - baseline) ** 2).sum() / 2
+            return half - jax.lax.stop_gradient(half)
+
+        signs = self.regressions()
+        return [
+            self.axes.apply(lambda b, n=n: [loss(b, signals[n], signs[n])], self.baselines[n])[0]
+            for n in signs
+        ]
+
+
+def _rank(value: Spread) -> int:
+    return jnp.ndim(value.value) - len(value.blocks)
+
+
+def _lay(x: Any, dep: Dep, number: int, rank: int) -> Any:
+    """An array over a choice's elements, summed along what is mixed, along a term's axes."""
+    axes, taken, gone = dep.axes(number, x.ndim), set(), []
+    for i, at in enumerate(axes):
+        if at is None or at.axis in taken:
+            gone.append(i)
+            continue
+        taken.add(at.axis)
+        if at.order and x.shape[i] > 1:
+            x = jax.lax.cumsum(x, i, reverse=at.order < 0)
+    kept = [at.axis for i, at in enumerate(axes) if i not in gone and at is not None]
+    x = jnp.sum(x, tuple(gone)) if gone else x
+    x = jnp.transpose(x, sorted(range(len(kept)), key=kept.__getitem__))
+    shape = [1] * rank
+    for axis, n in zip(sorted(kept), x.shape, strict=True):
+        shape[axis] = n
+    return x.reshape(shape)
+
+
+def _mean_of_others(x: jax.Array) -> jax.Array:
+    """Over the runs of the program, all but this one."""
+    total = jax.lax.psum(x, RUNS)
+    count = jax.lax.psum(1, RUNS)
+    return (total - x) / (count - 1)
