@@ -12,6 +12,7 @@ from ..transforms import derivatives as _derivatives
 from ..transforms import expect as _expect
 from ..transforms import seed as _seed
 from ..transforms.choices import Choices
+from ..transforms.signals import learning_signals
 from ..transforms.smooth import assume_smooth
 from .measure import Measure
 from .model import Model

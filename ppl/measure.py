@@ -97,6 +97,17 @@ class Measure:
 
         return Measure(program, f"do({self.name}, {_names(values)})", self.original)
 
+    def detach(self) -> Measure:
+        """The same measure, constant in everything that the program got from outside.
+
+        Its densities have no derivative in parameters, only in the choices they are evaluated at.
+        """
+
+        def program() -> Any:
+            return _trace.detached(self.program)
+
+        return Measure(program, f"{self.name}.detach()", self.original)
+
     def replay(self, trace: Trace) -> Measure:
         """This measure with the noise of a trace: the counterfactual, after `do`.
 

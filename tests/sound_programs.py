@@ -85,6 +85,11 @@ def log_prob(name, *args, to=lambda x: x, **kwargs):
     return lambda x: getattr(d, name)(*args, **kwargs).log_prob(to(x)).sum()
 
 
+def own_leaky_relu(x):
+    y = spread(x)
+    return jnp.where(y >= 0, y, 0.1 * y).sum()
+
+
 def langevin(x):
     step = jax.grad(lambda y: d.StudentT(3.0, 0.2, 1.0).log_prob(y))
     return jnp.cos(x + 0.3 * step(x))
@@ -153,7 +158,6 @@ SOUND = {
     "interp": lambda x: jnp.interp(x, KNOTS, KNOTS**2),
     "median": lambda x: jnp.median(spread(x)),
     "quantile": lambda x: jnp.quantile(spread(x), 0.3),
-    "percentile_level": lambda x: jnp.quantile(THREE, sigmoid(x)),
     "cumsum": lambda x: jnp.cumsum(spread(x)) @ THREE,
     "cumlogsumexp": lambda x: lax.cumlogsumexp(spread(x)) @ THREE,
     "lgamma": lambda x: jsp.gammaln(exp(x)) + jsp.digamma(exp(x)),
@@ -169,9 +173,18 @@ SOUND = {
     "xlogy": lambda x: jsp.xlogy(exp(x), exp(x)) + jsp.entr(sigmoid(x)),
     "rel_entr": lambda x: jsp.rel_entr(sigmoid(x), 0.3) + jsp.kl_div(sigmoid(x), 0.2),
     "sinc": jnp.sinc,
-    "spence": lambda x: jsp.spence(exp(0.5 * x)),
+    "spence": lambda x: jsp.spence(0.1 + 0.8 * sigmoid(x)) + jsp.spence(1.2 + sigmoid(x)),
     "polyval": lambda x: jnp.polyval(THREE, jnp.tanh(x)),
     "gamma_draw": lambda x: jax.random.gamma(jax.random.key(0), exp(0.1 * x)),
+    "own_relu": lambda x: jnp.where(x > 0, x, 0.0),
+    "own_leaky_relu": own_leaky_relu,
+    "own_prelu": lambda x: jnp.where(x > 0, x, THREE[0] * x),
+    "own_elu": lambda x: jnp.where(x < 0, jnp.expm1(x), x),
+    "own_huber": lambda x: jnp.where(jnp.abs(x) <= 1.0, 0.5 * x**2, jnp.abs(x) - 0.5),
+    "own_clip": lambda x: jnp.where(x > 1.0, 1.0, jnp.where(x < -1.0, -1.0, x)),
+    "safe_log": lambda x: jnp.where(x > 0, jnp.log1p(jnp.where(x > 0, x, 1.0)), 0.0),
+    "safe_quotient": lambda x: jnp.where(x == 0, 1.0, jnp.sin(x) / jnp.where(x == 0, 1.0, x)),
+    "own_softplus": lambda x: jnp.where(x > 0, x + jnp.log1p(exp(-x)), jax.nn.softplus(x)),
     "straight_line_mask": lambda x: jnp.where(THREE > 0, x, 0.0).sum(),
     "fixed_index": lambda x: spread(x)[jnp.argmax(THREE)],
     "custom_jvp": smooth_at_heart,
@@ -199,7 +212,7 @@ SOUND = {
     "weibull": log_prob("Weibull", 2.0, 1.5, to=exp),
     "gumbel": log_prob("Gumbel", 0.1, 1.5),
     "logistic": log_prob("Logistic", 0.1, 0.9),
-    "half_normal": log_prob("HalfNormal", 0.9, to=exp),
+    "half_normal": log_prob("HalfNormal", 0.9, to=lambda x: exp(0.5 * x)),
     "half_cauchy": log_prob("HalfCauchy", 0.9, to=exp),
     "inverse_gamma": log_prob("InverseGamma", 2.0, 1.0, to=lambda x: exp(0.5 * x)),
     "dirichlet": log_prob("Dirichlet", THREE**2, to=simplex),
@@ -207,8 +220,8 @@ SOUND = {
     "low_rank": log_prob(
         "LowRankMultivariateNormal", jnp.zeros(3), TRI[:, :1], THREE**2, to=spread
     ),
-    "von_mises": log_prob("VonMises", 0.1, 2.0, to=lambda x: 2.0 * x),
-    "truncated_normal": log_prob("TruncatedNormal", 0.1, 1.0, low=0.0, to=exp),
+    "von_mises": log_prob("VonMises", 0.1, 2.0, to=lambda x: 3.0 * jnp.tanh(x)),
+    "truncated_normal": log_prob("TruncatedNormal", 0.1, 1.0, low=0.0, to=jax.nn.softplus),
     "truncated_both": log_prob("TruncatedNormal", 0.1, 1.0, low=0.0, high=1.0, to=sigmoid),
     "mixture": weights,
     "uniform": log_prob("Uniform", -50.0, 50.0),

@@ -153,6 +153,11 @@ def gradient_inside(x):
     return jax.grad(jax.nn.relu)(x)  # here
 
 
+def reversed_entries(x):
+    y = spread(x)
+    return jnp.where(y > 0, y[::-1], 0.0) @ KNOTS[:3]  # here
+
+
 def rounded_index(x):
     i = jnp.round(x).astype(jnp.int32)  # here
     return KNOTS[jnp.clip(i, 0, 6)]
@@ -164,6 +169,11 @@ UNSOUND = {
     "where_less": ("comparison `<`", lambda x: jnp.where(x < 0.5, x, 0.0)),
     "where_at_least": ("comparison `>=`", lambda x: jnp.where(x >= 0.5, 2 * x, x)),
     "where_at_most": ("comparison `<=`", lambda x: jnp.where(x <= 0.1, jnp.sin(x), 1.0)),
+    "where_slopes": ("comparison `>`", lambda x: jnp.where(x > 0.1, x, 2.0 * x)),
+    "where_parameter": ("comparison `>`", lambda x: jnp.where(x > 0, x, THREE[0] + x)),
+    "where_abs": ("comparison `<`", lambda x: jnp.where(jnp.abs(x) < 1, x, 1.0)),
+    "where_other": ("comparison `>`", lambda x: jnp.where(x > 0, 2.0 * x + jnp.cos(x), x)),
+    "where_entries": ("comparison `>`", reversed_entries),
     "select": ("comparison `>`", lambda x: lax.select(x > 0, x + 1.0, x)),
     "select_many": ("comparison `<`", lambda x: jnp.select([x < 0, x < 1], [x, x**2 + 1], 0.0)),
     "bool_times": ("comparison `>`", lambda x: (x > 0) * jnp.cos(x)),
@@ -199,6 +209,9 @@ UNSOUND = {
     "one_hot": ("argmax", lambda x: jax.nn.one_hot(jnp.argmax(spread(x)), 3) @ THREE),
     "searchsorted": ("searchsorted", lambda x: jnp.searchsorted(KNOTS, x) * 1.0),
     "digitize": ("digitize", lambda x: THREE[jnp.clip(jnp.digitize(x, KNOTS), 0, 2)]),
+    "interp_left": ("interp", lambda x: jnp.interp(x, THREE[::2], THREE[::2], left=9.0)),
+    "nearest_quantile": ("quantile", lambda x: jnp.quantile(THREE, sigmoid(x), method="nearest")),
+    "one_over_guard": ("comparison `<`", lambda x: 1.0 / jnp.where(x < 0, -1.0, jnp.inf)),
     "gather": ("conversion to int32", lambda x: KNOTS[jnp.clip(x.astype(jnp.int32), 0, 6)]),
     "slice": ("floor", lambda x: lax.dynamic_slice(KNOTS, [jnp.floor(x).astype(int) % 7], [1])[0]),
     "scatter": ("conversion to int32", lambda x: THREE.at[jnp.int32(x) % 3].set(5.0)[0]),

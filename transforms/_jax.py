@@ -238,3 +238,8 @@ def operation(eqn: JaxprEqn) -> str:
     """The name of an equation's primitive; from 0.12 some are instances of one primitive."""
     kind = eqn.params.get("_prim")
     return eqn.primitive.name if kind is None else type(kind).__name__.lower()
+
+
+def instantiated(tangent: Any) -> Any:
+    """A tangent as an array, zeros where it is symbolic."""
+    return ad.instantiate_zeros(tangent)

@@ -27,12 +27,12 @@ AxisMap = dict[int, Along]
 
 ELEMENTWISE = frozenset(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
-    clamp conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2
-    expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le lgamma log log1p
-    logistic lt max min mul name ne neg nextafter not or polygamma pow random_gamma_grad real
-    reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left
-    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
-    xor zeta assume_smooth""".split()
+    clamp clz complex conj convert_element_type copy copy_p cos cosh device_put digamma div eq erf
+    erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite
+    le lgamma log log1p logistic lt max min mul name ne neg nextafter not or polygamma
+    population_count pow random_gamma_grad real reduce_precision regularized_incomplete_beta rem
+    round rsqrt select_n sharding_constraint shift_left shift_right_arithmetic shift_right_logical
+    sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta assume_smooth""".split()
 )
 REDUCTIONS = frozenset(
     "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin".split()
@@ -40,7 +40,7 @@ REDUCTIONS = frozenset(
 SCANS = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
 MATRICES = frozenset(  # batches of matrices, the last two axes mixed
     """cholesky cholesky_update eig eigh lu lu_pivots_to_permutation qr geqrf householder_product
-    svd schur triangular_solve tridiagonal_solve custom_linear_solve""".split()
+    svd schur triangular_solve tridiagonal_solve""".split()
 )
 
 
@@ -49,7 +49,7 @@ def axis_map(eqn: _jax.JaxprEqn) -> list[AxisMap]:
     name = eqn.primitive.name
     ins = [_jax.struct(v).shape for v in eqn.invars]
     out = _jax.struct(eqn.outvars[0]).shape
-    if name in ELEMENTWISE:
+    if name in ELEMENTWISE and len(eqn.outvars) == 1:
         return [_same(s, out) for s in ins]
     if name in REDUCTIONS:
         return [_kept(s, eqn.params["axes"]) for s in ins]
@@ -121,6 +121,22 @@ def _concatenate(params: Any, ins: Any, out: Any) -> list[AxisMap]:
     return [_where(s, lambda i: i != params["dimension"]) for s in ins]
 
 
+def _stack(params: Any, ins: Any, out: Any) -> list[AxisMap]:
+    return [{i: Along(i + (i >= params["axis"])) for i in range(len(s))} for s in ins]
+
+
+def _unstack(params: Any, ins: Any, out: Any) -> list[AxisMap]:
+    return [_kept(ins[0], (params["axis"],))]
+
+
+def _tile(params: Any, ins: Any, out: Any) -> list[AxisMap]:
+    return [_where(ins[0], lambda i: params["reps"][i] == 1)]
+
+
+def _reduce(params: Any, ins: Any, out: Any) -> list[AxisMap]:
+    return [_kept(s, params["dimensions"]) if len(s) else {} for s in ins]
+
+
 def _split(params: Any, ins: Any, out: Any) -> list[AxisMap]:
     return [_where(s, lambda i: i != params["axis"]) for s in ins]
 
@@ -134,8 +150,7 @@ def _dynamic_slice(params: Any, ins: Any, out: Any) -> list[AxisMap]:
 
 
 def _dynamic_update_slice(params: Any, ins: Any, out: Any) -> list[AxisMap]:
-    full = _same(ins[1], out)
-    return [_where(ins[0], lambda i: i in full), full, *({} for _ in ins[2:])]
+    return [_same(ins[0], out), _same(ins[1], out), *({} for _ in ins[2:])]
 
 
 def _sort(params: Any, ins: Any, out: Any) -> list[AxisMap]:
@@ -174,7 +189,44 @@ def _gather(params: Any, ins: Any, out: Any) -> list[AxisMap]:
     return [operand, indices]
 
 
+def _scatter(params: Any, ins: Any, out: Any) -> list[AxisMap]:
+    """An entry of the operand goes to its own place; updates may go to any along a scattered axis."""
+    numbers = params["dimension_numbers"]
+    windows = numbers.update_window_dims
+    places = [j for j in range(len(ins[2])) if j not in windows]  # the axes of the indices
+    gone = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
+    offset = [i for i in range(len(out)) if i not in gone]
+    indices: AxisMap = {}
+    updates: AxisMap = {}
+    for i, j in zip(offset, windows, strict=True):
+        if ins[2][j] == out[i] and i not in numbers.scatter_dims_to_operand_dims:
+            updates[j] = Along(i)
+    for i, k in zip(
+        numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True
+    ):
+        indices[k] = updates[places[k]] = Along(i)
+    return [_same(ins[0], out), indices, updates]
+
+
+def _fft(params: Any, ins: Any, out: Any) -> list[AxisMap]:
+    return [_where(ins[0], lambda i: i < len(out) - len(params["fft_lengths"]))]
+
+
+def _window(params: Any, ins: Any, out: Any) -> list[AxisMap]:
+    each = zip(
+        params["window_dimensions"],
+        params["window_strides"],
+        params["padding"],
+        params["base_dilation"],
+        strict=True,
+    )
+    plain = [x == (1, 1, (0, 0), 1) for x in each]
+    return [_where(ins[0], plain.__getitem__)]
+
+
 def _conv(params: Any, ins: Any, out: Any) -> list[AxisMap]:
+    if params["batch_group_count"] != 1:
+        return [{}, {}]
     numbers = params["dimension_numbers"]
     return [{numbers.lhs_spec[0]: Along(numbers.out_spec[0])}, {}]
 
@@ -186,14 +238,23 @@ RULES: dict[str, Callable[[Any, Any, Any], list[AxisMap]]] = {
     "dot_general": _dot_general,
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,
+    "fft": _fft,
     "gather": _gather,
     "pad": _pad,
+    "reduce": _reduce,
+    "reduce_window_max": _window,
+    "reduce_window_min": _window,
+    "reduce_window_sum": _window,
     "reshape": _reshape,
     "rev": _rev,
+    **dict.fromkeys(map("scatter".__add__, ("", "-add", "-sub", "-mul", "-min", "-max")), _scatter),
     "slice": _slice,
     "sort": _sort,
     "split": _split,
     "squeeze": _squeeze,
+    "stack": _stack,
+    "tile": _tile,
     "top_k": _top_k,
     "transpose": _transpose,
+    "unstack": _unstack,
 }

@@ -20,6 +20,9 @@ from .site import Site, eqn_has_sites, site_p
 
 STEP = -1  # inside a scan's body: the step, in the place of an axis
 Axes = tuple[Along | None, ...]  # for each axis of a source: the axis that it is here, or None
+CALLS = frozenset(
+    (_jax.jit_p, _jax.closed_call_p, _jax.remat_p, _jax.custom_jvp_call_p, _jax.custom_vjp_call_p)
+)
 MANY = 64  # sources whose axes are followed at a time; older ones are then taken as a whole
 
 
@@ -158,7 +161,7 @@ class Analysis:
         """The dependences of an equation's results; its random choices are added to `into`."""
         if eqn.primitive is site_p:
             return [self._site(eqn, deps, into, position)]
-        if position is None and not any(deps):
+        if position is None and not (any(deps) and eqn.outvars):
             return [NONE] * len(eqn.outvars)
         if eqn.primitive is _jax.scan_p:
             return self._scan(eqn, deps, into, position)
@@ -166,25 +169,40 @@ class Analysis:
             return self._cond(eqn, deps, into, position)
         if eqn.primitive is _jax.while_p:
             return self._while(eqn, deps, into, position)
-        subs = list(_jax.subjaxprs(eqn))
-        if not subs:
-            moved = [move(d, m) for d, m in zip(deps, axis_map(eqn), strict=True) if d]
-            return [join(moved)] * len(eqn.outvars)
-        if len(subs) == 1 and len(_jax.opened(subs[0])[0].invars) == len(deps):
-            inner = self.footprint(subs[0])
-            at = self._adopt(inner, into, (position,))
-            deps = [NONE] * (inner.inputs - len(deps)) + deps  # closed-over constants
-            return [compose(d, deps, inner.inputs, at) for d in inner.outs]
+        if eqn.primitive in CALLS:
+            return self._call(next(_jax.subjaxprs(eqn)), deps, into, (position,))
         if position is not None:
             raise LookupError(f"no rule for the dependences of {eqn.primitive}")
-        return [_whole(deps)] * len(eqn.outvars)
+        if eqn.primitive.name == "custom_linear_solve":
+            return self._solve(eqn, deps, into)
+        moved = [move(d, m) for d, m in zip(deps, axis_map(eqn), strict=True) if d]
+        return [join(moved)] * len(eqn.outvars)
+
+    def _call(
+        self, region: Any, deps: list[Dep], into: Footprint, prefix: tuple[int | None, ...]
+    ) -> list[Dep]:
+        inner = self.footprint(region)
+        at = self._adopt(inner, into, prefix)
+        deps = [NONE] * (inner.inputs - len(deps)) + deps  # closed-over constants
+        return [compose(d, deps, inner.inputs, at) for d in inner.outs]
+
+    def _solve(self, eqn: Any, deps: list[Dep], into: Footprint) -> list[Dep]:
+        """The solver's result; its derivative goes through the product with the matrix."""
+        counts, regions = eqn.params["const_lengths"], eqn.params["jaxprs"]
+        n, first = counts.matvec, sum(counts[:2])
+        right = deps[sum(counts) :]
+        solved = self._call(regions.solve, deps[first : first + counts.solve] + right, into, ())
+        product = self._call(regions.matvec, deps[:n] + solved, into, ())
+        return [join(pair) for pair in zip(solved, product, strict=True)]
 
     def _site(
         self, eqn: _jax.JaxprEqn, deps: list[Dep], into: Footprint, position: int | None
     ) -> Dep:
         site = eqn.params["site"]
         if site.kind != "draw":
-            return join([move(d, {}) for d in deps])
+            same = site.kind == "record" and _jax.struct(eqn.invars[-1]).shape == site.shape
+            axes = dict(enumerate(_identity(site.shape))) if same else {}
+            return join([move(d, axes) for d in deps])
         of_law = self._law(site, eqn, deps)
         elements = self.elements(site)
         if elements is None:
@@ -210,10 +228,7 @@ class Analysis:
         predicate, deps = _whole(deps[:1]), deps[1:]
         outs = []
         for i, branch in enumerate(eqn.params["branches"]):
-            inner = self.footprint(branch)
-            at = self._adopt(inner, into, (position, i))
-            full = [NONE] * (inner.inputs - len(deps)) + deps
-            outs.append([compose(d, full, inner.inputs, at) for d in inner.outs])
+            outs.append(self._call(branch, deps, into, (position, i)))
         return [join([predicate, *column]) for column in zip(*outs, strict=True)]
 
     def _while(self, eqn: Any, deps: list[Dep], into: Footprint, position: int | None) -> list[Dep]:
@@ -290,7 +305,7 @@ def compose(
     parts = []
     for number in bits(dep.whole):
         if number < inputs:
-            parts.append(_whole([deps[number]]))
+            parts.append(move(deps[number], {}))
         elif ranks is None:
             parts.append(make(1 << at[number - inputs], {}))
         else:  # as a whole, in this step alone

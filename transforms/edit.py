@@ -16,11 +16,14 @@ from . import _jax
 from .choices import Given
 from .interpreter import Handler, evaluate
 from .measures import Masked, Scaled
-from .site import ARRAY, Address, Site, has_sites, rebind
+from .site import ARRAY, Address, Site, bind_site, has_sites, rebind
 
 
 class Edit(Handler):
-    """A handler whose state is constant: regions see the same object."""
+    """A handler whose state is constant: regions see the same object. Leaves sites as they are."""
+
+    def site(self, site: Site, operands: list[Any]) -> Any:
+        return bind_site(site, operands)
 
     def inside(self, entered: Any) -> Handler:
         return self

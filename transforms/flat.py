@@ -19,7 +19,7 @@ from . import _jax
 from .edit import Edit
 from .interpreter import evaluate
 from .plan import Plan
-from .site import ONE_EQUATION, Site, bind_site, eqn_has_sites
+from .site import ONE_EQUATION, eqn_has_sites
 
 LARGEST = 4096  # elements of a carry whose steps are handed back
 
@@ -123,13 +123,6 @@ def _ends_in_sum(eqn: _jax.JaxprEqn, region: Any) -> bool:
 SUMS = frozenset("add sub neg mul div reduce_sum dot_general scan jit closed_call".split())
 
 
-class Again(Edit):
-    """Leave every site as it is; calls that draw are entered."""
-
-    def site(self, site: Site, operands: list[Any]) -> Any:
-        return bind_site(site, operands)  # the same site: estimators are found by it
-
-
 def _traced(function: Any, eqn: _jax.JaxprEqn) -> Any:
     return jax.make_jaxpr(function)(*(_jax.struct(v) for v in eqn.invars))
 
@@ -145,7 +138,7 @@ def _unrolled(eqn: _jax.JaxprEqn) -> Any:
         steps = range(length)
         for t in reversed(steps) if eqn.params["reverse"] else steps:
             x = [jax.lax.index_in_dim(x, t, keepdims=False) for x in xs]
-            outs = evaluate(Again(), jaxpr, [*inner, *fixed, *carry, *x])
+            outs = evaluate(Edit(), jaxpr, [*inner, *fixed, *carry, *x])
             carry, rows[t] = outs[:n_carry], outs[n_carry:]
         if not rows:
             empty = [_jax.struct(v) for v in eqn.outvars[n_carry:]]
@@ -162,7 +155,7 @@ def _costs_out(eqn: _jax.JaxprEqn) -> Any:
     n_consts, n_carry = _jax.scan_counts(eqn)
     if any(e.primitive in _CALLS and eqn_has_sites(e) for e in jaxpr.eqns):
         avals = [_jax.struct(v) for v in jaxpr.invars]
-        closed = jax.make_jaxpr(lambda *xs: evaluate(Again(), jaxpr, [*inner, *xs]))(*avals)
+        closed = jax.make_jaxpr(lambda *xs: evaluate(Edit(), jaxpr, [*inner, *xs]))(*avals)
         jaxpr, inner = _jax.opened(closed)
     sums = _running_sums(jaxpr, len(inner) + n_consts, n_carry)
     if not sums or eqn.params["length"] == 0:
@@ -176,7 +169,7 @@ def _costs_out(eqn: _jax.JaxprEqn) -> Any:
         def body(carry: list[Any], x: Any) -> tuple[list[Any], Any]:
             full = dict(zip(kept, carry, strict=True))
             carried = [full.get(k, zeros[k]) for k in range(n_carry)]
-            outs = evaluate(Again(), jaxpr, [*inner, *fixed, *carried, *x])
+            outs = evaluate(Edit(), jaxpr, [*inner, *fixed, *carried, *x])
             costs = [outs[k] for k in sums]
             return [outs[k] for k in kept], (costs, outs[n_carry:])
 

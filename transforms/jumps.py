@@ -3,9 +3,10 @@
 Continuous operations hand on the union of their operands' causes, kinks (`abs`, `max`, `sort`)
 included: where a function has one, its derivative is only missing on a null set. Operations that
 are constant between jumps (comparisons, `floor`, indices, conversions to integers) forget what is
-smooth and leave an origin. A select hands on where its predicate jumps, unless one side is infinite:
-then it is an edge, harmless in sums, and a jump again in what could make it finite (`exp`).
-Functions with a derivative of their own (`custom_jvp`) and `stop_gradient` are the user's word.
+smooth and leave an origin. A select hands on where its predicate jumps, unless its other side is
+infinite: then that is an edge, harmless in sums, and a jump again in what could make it finite
+(`exp`). Functions with a derivative of their own (`custom_jvp`) and `stop_gradient` are the user's
+word.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from . import _jax
+from .continuity import is_continuous
 from .site import eqn_has_sites, site_p
 from .smooth import assume_smooth_p
-from .taint import NONE, Region, Rule, Rules, Value
+from .taint import NONE, Origin, Region, Rule, Rules, Value
 from .trusted import is_library
 
 
@@ -32,24 +34,27 @@ def union(values: Sequence[Value]) -> Value:
 
 
 @functools.lru_cache(maxsize=256)
-def _is_float(dtype: Any) -> bool:
+def _is_float_dtype(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact)
+
+
+def is_float(v: Any) -> bool:
+    """Whether a variable is of floating point, which is what a derivative passes through."""
+    return _is_float_dtype(v.aval.dtype)
 
 
 def _cast(value: Value, v: Any) -> Value:
     """The value of a variable that is computed continuously: what is no float has no path."""
-    return value if _is_float(v.aval.dtype) else Value(0, value.rough)
+    return value if is_float(v) else Value(0, value.rough)
 
 
 def continuous(region: Region, eqn: _jax.JaxprEqn, values: list[Value]) -> list[Value]:
     """An operation without jumps, except in outputs that are no floats (`top_k`'s indices)."""
     every = union(values)
-    if eqn.primitive.name not in LINEAR:
+    if eqn.primitive.name not in LINEAR or (eqn.primitive.name == "div" and values[1].edge):
         every = Value(every.smooth, every.rough)
     return [
-        every
-        if _is_float(v.aval.dtype)
-        else Value(0, every.rough | region.origin(eqn, every.smooth))
+        every if is_float(v) else Value(0, every.rough | region.origin(eqn, every.smooth))
         for v in eqn.outvars
     ]
 
@@ -114,7 +119,18 @@ def select(region: Region, eqn: _jax.JaxprEqn, values: list[Value]) -> list[Valu
         edge |= which.rough
     else:
         jump |= which.rough
-    return [_cast(Value(smooth, jump, edge), eqn.outvars[0])]
+    return _settled(region, eqn, [_cast(Value(smooth, jump, edge), eqn.outvars[0])])
+
+
+def _settled(region: Region, eqn: _jax.JaxprEqn, outs: list[Value]) -> list[Value]:
+    """Without the comparisons at which the result of a select is continuous, as numbers show."""
+    (out,), (v,) = outs, eqn.outvars
+    for bit, origin in region.taint.of(out.jump if is_float(v) else 0):
+        if isinstance(origin, Origin) and len(origin.eqns) == 1:
+            (made,) = origin.eqns
+            if made.primitive.name in _COMPARE and is_continuous(region, made, v):
+                out = Value(out.smooth, out.jump & ~bit, out.edge)
+    return [out]
 
 
 def declared(region: Region, eqn: _jax.JaxprEqn, values: list[Value]) -> list[Value]:
@@ -148,7 +164,9 @@ def site(region: Region, eqn: _jax.JaxprEqn, values: list[Value]) -> list[Value]
 def inline(region: Region, eqn: _jax.JaxprEqn, values: list[Value]) -> list[Value]:
     """jit, closed_call, checkpoint."""
     inner = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
-    return region.call(eqn, inner, values, eqn.invars)
+    outs = region.call(eqn, inner, values, eqn.invars)
+    is_where = eqn.params.get("name") == "_where" and len(outs) == 1
+    return _settled(region, eqn, outs) if is_where else outs
 
 
 def custom_jvp(region: Region, eqn: _jax.JaxprEqn, values: list[Value]) -> list[Value]:
@@ -196,14 +214,16 @@ def cond(region: Region, eqn: _jax.JaxprEqn, values: list[Value]) -> list[Value]
 
 
 # An infinity among the operands is one among the results.
-LINEAR = set(
-    "add sub neg mul div add_any reduce_sum cumsum dot_general convert_element_type copy "
-    "broadcast_in_dim reshape squeeze transpose concatenate slice dynamic_slice "
-    "dynamic_update_slice gather pad rev split".split()
-)
+LINEAR = {
+    *("add", "add_any", "sub", "neg", "mul", "div", "reduce_sum", "cumsum", "dot_general"),
+    *("convert_element_type", "copy", "broadcast_in_dim", "reshape", "squeeze", "transpose"),
+    *("concatenate", "split", "pad", "rev", "slice", "dynamic_slice", "dynamic_update_slice"),
+    "gather",
+}
 
+_COMPARE = ("eq", "ne", "lt", "le", "gt", "ge", "lt_to", "le_to", "eq_to")
 _TABLE: dict[str, Rule] = {
-    **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge", "lt_to", "le_to", "eq_to"), compare),
+    **dict.fromkeys(_COMPARE, compare),
     **dict.fromkeys(("floor", "ceil", "round", "sign"), step),
     **dict.fromkeys(("rem", "atan2"), wrap),
     "is_finite": is_finite,

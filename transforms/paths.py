@@ -26,6 +26,7 @@ from .interpreter import refused, step
 from .law import Law
 from .plan import Plan
 from .seed import split
+from .signals import signal_p
 from .site import eqn_has_sites, site_p
 from .weighing import Weights
 
@@ -164,6 +165,9 @@ class Fan:
         for number in self.credit.terms:
             sums[number] = Sum([self.weights.weigh(number, self.values[number], shift)])
         for op in self.flat.ops:
+            if op.eqn.primitive is signal_p and op.outs[0] in sums:
+                values = [self.read(x) for x in op.ins]
+                sums[op.outs[0]] = Sum([self.weights.weigh_signals(op, values, shift)])
             if not self.credit.tail.isdisjoint(op.outs):
                 sums[op.outs[0]] = self._linear(op, sums)
         return [self._mean(self._sum(x, sums)) for x in self.flat.outs[:only]]

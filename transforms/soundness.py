@@ -2,10 +2,11 @@
 
     grad E[k(g(theta, eps))] = E[grad k(g(theta, eps))]    where k is continuous
 
-If k jumps, what the jump contributes is missing from the right-hand side: the gradient is biased and
-nothing shows it. `violations` follows every pathwise value through the program (`taint.py`), from
-operation to operation (`jumps.py`), with the library functions of `trusted.py` taken as continuous,
-and reports the operation at which a float among the program's outputs stops being continuous.
+If k jumps, what the jump contributes is missing from the right-hand side: the gradient is biased
+and nothing shows it. `violations` follows every pathwise value through the program (`taint.py`),
+from operation to operation (`jumps.py`), with the library functions of `trusted.py` taken as
+continuous, and reports the operation at which a float among the program's outputs stops being
+continuous, or a parameter of a choice that is not pathwise, whose weight would jump with it.
 
 law:  a program that is accepted has continuous outputs, up to null sets and what was declared;
       dead code does not matter.
@@ -17,11 +18,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-
 from . import _jax
 from .errors import UnsoundEstimatorError
-from .jumps import RULES
+from .jumps import RULES, is_float
 from .site import Site
 from .taint import Origin, Region, Taint
 from .trusted import library_function, user_line
@@ -61,7 +60,7 @@ def _analyse(jaxpr: Any, pathwise: Callable[[Site], bool], direct: bool) -> dict
     outs = region.run([])
     reached = region.matters
     for v, out in zip(region.jaxpr.outvars, outs, strict=True):
-        if jnp.issubdtype(v.aval.dtype, jnp.inexact):
+        if is_float(v):
             reached |= out.jump
     found: dict[int, Violation] = {}
     for _, origin in taint.of(reached):
@@ -94,13 +93,22 @@ def _operation(eqn: _jax.JaxprEqn) -> str:
 
 
 def _is_index(eqn: _jax.JaxprEqn) -> bool:
-    return jnp.issubdtype(eqn.outvars[1].aval.dtype, jnp.integer)
+    return not is_float(eqn.outvars[1])
 
 
 _COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 _COMPARISONS |= {"lt_to": "<", "le_to": "<=", "eq_to": "=="}
 _NAMES = {"rem": "remainder `%`", "top_k": "top_k indices"}
-_JUMPING = {"searchsorted", "digitize", "trunc", "heaviside", "copysign", "isclose"}
+_JUMPING = {  # library functions that are shown in the place of the operation inside them
+    "searchsorted",
+    "digitize",
+    "trunc",
+    "heaviside",
+    "copysign",
+    "isclose",
+    "interp",
+    "quantile",
+}
 
 
 def unsound(site: Site, violation: Violation, sound: Sequence[str]) -> UnsoundEstimatorError:
@@ -113,7 +121,7 @@ def unsound(site: Site, violation: Violation, sound: Sequence[str]) -> UnsoundEs
     """
     others = " or ".join(f"estimator={name}" for name in sound)
     return UnsoundEstimatorError(
-        "A pathwise derivative does not see the jumps of an objective, so this one would be biased.",
+        "A pathwise derivative does not see the jump that the objective has: it would be biased.",
         address=site.address,
         expected="a program that is continuous in the value",
         got=str(violation),

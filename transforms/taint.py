@@ -167,7 +167,8 @@ class Region:
         """Whether an equation belongs to a library function that is known to be continuous."""
         if id(eqn) not in self._trusted:
             derivative = self.derivative or _jax.is_derivative(eqn)
-            self._trusted[id(eqn)] = trusted(eqn, derivative=derivative)
+            inputs = len(self._inputs)
+            self._trusted[id(eqn)] = trusted(eqn, derivative=derivative, inputs=inputs)
         return self._trusted[id(eqn)]
 
     def call(
@@ -214,15 +215,19 @@ class Region:
                 out |= low
         return out
 
+    def producer(self, atom: Any) -> _jax.JaxprEqn | None:
+        """The equation that makes a variable; None for literals and inputs."""
+        if self._producers is None:
+            self._producers = {v: eqn for eqn in self.jaxpr.eqns for v in eqn.outvars}
+        return None if type(atom) is _jax.Literal else self._producers.get(atom)
+
     def is_infinite(self, atom: Any) -> bool:
         """Whether an atom is known to be infinite or NaN everywhere."""
         if type(atom) is _jax.Literal:
             return _is_infinite(atom.val)
         if atom in self._infinite:
             return True
-        if self._producers is None:
-            self._producers = {v: eqn for eqn in self.jaxpr.eqns for v in eqn.outvars}
-        eqn = self._producers.get(atom)
+        eqn = self.producer(atom)
         return eqn is not None and eqn.primitive.name in _COPIES and self.is_infinite(eqn.invars[0])
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from . import _jax, density
 from .arrays import where_leading
 from .choices import Choices, Flat, Given, check, check_support, flatten, loop_density
+from .edit import Edit
 from .errors import CapabilityError
 from .interpreter import Handler, evaluate
 from .law import Law
@@ -209,6 +210,25 @@ def rewrite(program: Program, handler: Handler) -> Any:
     """Evaluate a program under any handler inside the program that is being traced."""
     staged = stage(program)
     return staged.rebuild(evaluate(handler, staged.jaxpr, staged.consts))
+
+
+def detached(program: Program) -> Any:
+    """Evaluate a program with no derivative in what it closes over."""
+    staged = stage(program)
+    consts = [jax.lax.stop_gradient(x) for x in staged.consts]
+    return staged.rebuild(evaluate(Edit(), staged.jaxpr, consts))
+
+
+def not_pathwise(program: Program) -> list[Site]:
+    """The choices of a program that are not pathwise by their distribution or estimator."""
+    sites = [entry.site for entry in layout(stage(program).jaxpr).values()]
+    return [site for site in sites if not _is_pathwise(site)]
+
+
+def _is_pathwise(site: Site) -> bool:
+    if site.estimator is not None:
+        return site.estimator.pathwise
+    return Law(site, []).has_rsample
 
 
 def addresses(program: Program) -> dict[Address, Entry]:

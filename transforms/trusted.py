@@ -27,8 +27,8 @@ from . import _jax
 from .source import is_user_file
 
 CONTINUOUS = {
-    "jax": "elu selu leaky_relu hard_tanh sparse_plus interp _interp quantile nanquantile fmax fmin "
-    "hypot ldexp xlogy rel_entr kl_div",
+    "jax": "elu selu leaky_relu hard_tanh sparse_plus _interp fmax fmin hypot ldexp xlogy "
+    "rel_entr kl_div",
     "numpyro": "AsymmetricLaplace.log_prob AsymmetricLaplaceQuantile.log_prob Laplace.cdf "
     "Laplace.icdf TransformedDistribution.cdf TransformedDistribution.icdf "
     "LeftTruncatedDistribution.cdf LeftTruncatedDistribution.icdf "
@@ -38,12 +38,10 @@ SMOOTH = {  # in exact arithmetic: the branches are one analytic function, writt
     "jax": "gamma ndtr ndtri betaln logsumexp sinc spence solve det slogdet inv lu_solve expm",
     "numpyro": "Distribution._validate_sample _to_logits_multinom Beta.log_prob VonMises.log_prob "
     "GeometricProbs.log_prob LeftTruncatedDistribution.log_prob StudentT.cdf clamp_probs "
-    "AffineTransform.log_abs_det_jacobian PowerTransform.log_abs_det_jacobian "
-    "ReciprocalTransform.log_abs_det_jacobian",
+    "AffineTransform.log_abs_det_jacobian PowerTransform.log_abs_det_jacobian",
 }
-_PACKAGES = {
-    f"{Path(module.__file__ or '').parent}/": module.__name__ for module in (jax, numpyro)
-}
+_MOST_INPUTS = {"_interp": 3}  # with more of them it has values of its own outside the knots
+_PACKAGES = {f"{Path(module.__file__ or '').parent}/": module.__name__ for module in (jax, numpyro)}
 _LISTED = {
     (package, name): smooth
     for smooth, table in ((False, CONTINUOUS), (True, SMOOTH))
@@ -52,12 +50,19 @@ _LISTED = {
 }
 
 
-def trusted(eqn: _jax.JaxprEqn, *, derivative: bool) -> bool:
-    """Whether a listed function made the equation; of a derivative, one that is smooth."""
+def trusted(eqn: _jax.JaxprEqn, *, derivative: bool, inputs: int) -> bool:
+    """Whether a listed function made the equation; of a derivative, one that is smooth.
+
+    Args:
+        eqn: the equation.
+        derivative: whether it belongs to a derivative of the function.
+        inputs: how many inputs its jaxpr has.
+    """
     for package, function, _ in _library_calls(eqn):
-        smooth = _LISTED.get((package, function.partition(".<locals>")[0]))
+        name = function.partition(".<locals>")[0]
+        smooth = _LISTED.get((package, name))
         if smooth or (smooth is not None and not derivative):
-            return True
+            return inputs <= _MOST_INPUTS.get(name, inputs)
     return False
 
 

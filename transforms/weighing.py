@@ -13,6 +13,7 @@ from .axes import Axes, Spread
 from .credit import Credit
 from .dependence import NONE, Along, Dep, bits
 from .direct import Position
+from .flat import Op
 from .plan import Plan
 
 RUNS = "varax_runs"  # the axis of the runs that leave-one-out baselines compare
@@ -80,6 +81,25 @@ class Weights:
         others = Spread(_mean_of_others(jax.lax.stop_gradient(others.value)), others.blocks)
         (out,) = self.axes.apply(lambda m, b, e: [m - b * e.astype(m.dtype)], mean, others, excess)
         return out
+
+    def weigh_signals(self, op: Op, values: list[Spread], shift: Any = None) -> Spread:
+        """A term of many lanes: each lane's choices multiply its learning signal alone."""
+        dep, lanes = self.credit.deps.get(op.outs[0], NONE), self.credit.deps.get(op.ins[2], NONE)
+        rank = _rank(values[1])
+        mine = {n for n, axes in lanes.aligned.items() if Along(rank - 1) in axes}
+        own = Dep(0, {n: lanes.aligned[n] for n in mine})
+        whole = sum(1 << n for n in bits(dep.whole) if n not in mine)
+        rest = Dep(whole, {n: axes for n, axes in dep.aligned.items() if n not in mine})
+        logs = self._laid(own, rank, compared=False, shift=shift)
+        logs += self._laid(own, rank, compared=True, shift=shift)
+        value = values[0]
+        if logs:
+            (value,) = self.axes.apply(
+                lambda v, s, *ws: [v + (s * jnp.expm1(sum(ws))).sum(-1)], *values[:2], *logs
+            )
+        others = self._laid(rest, rank - 1, compared=False, shift=shift)
+        others += self._laid(rest, rank - 1, compared=True, shift=shift)
+        return self._sum_apart(self._times(value, others), rest, rank - 1)
 
     def _times(self, value: Spread, logs: list[Spread]) -> Spread:
         if not logs:

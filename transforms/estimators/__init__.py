@@ -2,20 +2,46 @@
 `vx.sample(address, distribution, estimator=...)`.
 """
 
+from .antithetic import ARM, Antithetic, DisARM
 from .base import Branches, Branching, Direct, Drawn, Estimator
+from .biased import Biased, Concrete, StopGradient, StraightThrough, rotation_trick
 from .enumerate import Enumerate
+from .implicit import Implicit
+from .measure_valued import MeasureValued
+from .quadrature import GaussHermite, GaussLegendre, SigmaPoints
+from .rejection import Rejection
+from .relaxed import REBAR, RELAX
 from .reparam import Reparam
-from .score import LeaveOneOut, Learned, Score
+from .score import Learned, LeaveOneOut, Score
+from .subset import SumAndSample, WithoutReplacement
 
 __all__ = [
+    "ARM",
+    "Antithetic",
+    "Biased",
     "Branches",
     "Branching",
+    "Concrete",
     "Direct",
+    "DisARM",
     "Drawn",
     "Enumerate",
     "Estimator",
-    "LeaveOneOut",
+    "GaussHermite",
+    "GaussLegendre",
+    "Implicit",
     "Learned",
+    "LeaveOneOut",
+    "MeasureValued",
+    "REBAR",
+    "RELAX",
+    "Rejection",
     "Reparam",
     "Score",
+    "SigmaPoints",
+    "StopGradient",
+    "StraightThrough",
+    "SumAndSample",
+    "WithoutReplacement",
+    "rotation_trick",
 ]

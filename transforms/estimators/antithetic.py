@@ -94,8 +94,8 @@ class Antithetic(Branching):
     runs: exact for k that are odd about the median, less variance than two independent draws for
     monotone ones, more for even ones.
 
-    Laws that are symmetric about `loc` are reflected there; other continuous scalars need an inverse
-    distribution function.
+    Laws that are symmetric about `loc` are reflected there; other continuous scalars need an
+    inverse distribution function.
 
     Hammersley and Morton 1956.
     """

@@ -46,8 +46,8 @@ class REBAR(Branching):
     derivatives are those of E[k(b)]; the noise of the pair cancels most of the score function's.
     Unbiased where k is differentiable on the relaxed values; any order of derivative. Three runs.
 
-    For Bernoulli laws z is a logistic variate plus the log odds and r(z) = sigmoid(z / temperature);
-    for one-hot categorical laws z are Gumbel variates plus the logits and r(z) is a softmax.
+    For Bernoulli laws z is a logistic variate plus the log odds, r(z) = sigmoid(z / temperature);
+    for one-hot categorical laws z are Gumbel variates plus the logits, r(z) is a softmax.
 
     Args:
         temperature, eta: numbers or arrays, one for each lane at most. In expectation no derivative
@@ -64,7 +64,7 @@ class REBAR(Branching):
     pathwise = True
 
     def serve(self, law: Law) -> None:
-        if not (_is_coin(law) or _is_one_hot(law)):
+        if not (is_coin(law) or is_one_hot(law)):
             raise cannot(
                 EstimatorError,
                 self,
@@ -132,11 +132,9 @@ class RELAX(Branching):
         c_free = surrogate(relax(law, z, self.temperature))
         c_given = surrogate(relax(law, given, self.temperature))
         lanes = len(law.site.lanes)
-        if c_free.ndim == lanes:  # one number depends on all elements of its lane
-            log_p_each = log_p.sum(tuple(range(lanes, log_p.ndim)))
-        else:
-            log_p_each = log_p
-        control = c_free - ratio(log_p_each) * c_given
+        joint = c_free.ndim == lanes  # one number depends on all elements of its lane
+        of_c = log_p.sum(tuple(range(lanes, log_p.ndim))) if joint else log_p
+        control = c_free - ratio(of_c) * c_given
         return Branches(filled(law, b)[None], ratio(law.couple(log_p))[None], grouped(law, control))
 
 
@@ -150,7 +148,7 @@ def grouped(law: Law, x: jax.Array) -> jax.Array:
 def relax(law: Law, z: jax.Array, temperature: Any) -> jax.Array:
     """r(z): between the values of the support."""
     t = per_lane(law, temperature)
-    if _is_coin(law):
+    if is_coin(law):
         return jax.nn.sigmoid(z / t)
     return jax.nn.softmax(z / (t[..., None] if t.ndim else t), -1)
 
@@ -158,7 +156,7 @@ def relax(law: Law, z: jax.Array, temperature: Any) -> jax.Array:
 def noise(key: jax.Array, law: Law) -> Noise:
     """A draw with its continuous variable."""
     log_p = class_log_probs(law)  # [K, *elements]
-    return _coin(key, log_p) if _is_coin(law) else _classes(key, law, jnp.moveaxis(log_p, 0, -1))
+    return _coin(key, log_p) if is_coin(law) else _classes(key, law, jnp.moveaxis(log_p, 0, -1))
 
 
 def _coin(key: jax.Array, log_p: jax.Array) -> Noise:
@@ -186,10 +184,12 @@ def _classes(key: jax.Array, law: Law, log_p: jax.Array) -> Noise:
     return Noise(value, z, given, jnp.take_along_axis(log_p, at[..., None], -1)[..., 0])
 
 
-def _is_coin(law: Law) -> bool:
+def is_coin(law: Law) -> bool:
+    """Whether the values are 0 and 1, one probability each."""
     return issubclass(law.distribution, (npd.BernoulliProbs, npd.BernoulliLogits))
 
 
-def _is_one_hot(law: Law) -> bool:
+def is_one_hot(law: Law) -> bool:
+    """Whether the values are the K unit vectors."""
     shape = law.support_shape  # [K, *event]
     return shape is not None and len(shape) == 2 and shape[0] == shape[1]

@@ -17,7 +17,8 @@ from .base import Branches, Branching, cannot
 from .enumerate import LIMIT, joint_digits
 from .parts import filled, ratio, support
 
-MOST = 10  # values without replacement: their 2^n subsets are summed over
+MOST = 8  # values without replacement: their 2^n subsets are summed over
+LEAST = -60.0  # log probability with which impossible values are drawn; their weight is zero
 
 
 class Joint(NamedTuple):
@@ -95,7 +96,7 @@ class SumAndSample(_Subset):
             return Branches(values_at(law, joint, at), p_top)
         outside = _drop(joint.log_p, at)
         x = jax.random.categorical(key, stop_gradient(outside), axis=0)[None]
-        rest = jnp.exp(logsumexp(outside, axis=0))  # 1 - p(C)
+        rest = jnp.exp(outside).sum(0)  # 1 - p(C)
         drawn = stop_gradient(rest) * ratio(_take(joint.log_p, x)[0])
         if self.baseline:
             p = stop_gradient(p_top)
@@ -112,7 +113,7 @@ class WithoutReplacement(_Subset):
         E[k(x)] = E[sum_{s in S} p(s; theta) R(S, s) k(s)]
 
     The expectation of a single draw given the set. Unbiased for every k; any order of derivative.
-    n runs, exact if n is the number of values. The ratios are computed exactly from all 2^n subsets.
+    n runs, exact if n is the number of values. The ratios are exact, from all 2^n subsets.
 
     Args:
         n: how many values.
@@ -140,12 +141,12 @@ class WithoutReplacement(_Subset):
 
     def branch(self, key: jax.Array, law: Law) -> Branches:
         joint, n = joint_law(law), self.count(law)
-        gumbel = jax.random.gumbel(key, joint.log_p.shape, joint.log_p.dtype)
-        at = _largest(joint.log_p + gumbel, n)
-        log_p = _take(joint.log_p, at)  # [n, *groups]
-        outside = logsumexp(_drop(joint.log_p, at), axis=0)
-        first, second = leave_out(stop_gradient(log_p), stop_gradient(outside))
-        p = jnp.exp(log_p)
+        drawn_with = jnp.maximum(stop_gradient(joint.log_p), LEAST)  # [S, *groups]
+        gumbel = jax.random.gumbel(key, drawn_with.shape, drawn_with.dtype)
+        at = _largest(drawn_with + gumbel, n)
+        outside = logsumexp(_drop(drawn_with, at), axis=0)
+        first, second = leave_out(_take(drawn_with, at), outside)
+        p = jnp.exp(_take(joint.log_p, at))  # [n, *groups]
         weights = p * first
         if self.baseline and n > 1:
             slope = (p - stop_gradient(p)) * first
@@ -198,9 +199,7 @@ def leave_out(log_p: jax.Array, log_rest: jax.Array) -> tuple[jax.Array, jax.Arr
         log_v = log_v.at[here].set(logsumexp(steps, axis=1) - tails[here])
     one = log_v[bits]
     two = log_v[bits[:, None] | bits]
-    first, second = jnp.exp(one - log_v[0]), jnp.exp(two - one[:, None])
-    possible = jnp.isfinite(log_p)  # a value of probability zero has weight zero
-    return jnp.where(possible, first, 0.0), jnp.where(possible[:, None], second, 0.0)
+    return jnp.exp(one - log_v[0]), jnp.exp(two - one[:, None])
 
 
 def _largest(x: jax.Array, k: int) -> jax.Array:
