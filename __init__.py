@@ -5,6 +5,7 @@ from .ppl import dist, errors, estimators, objectives
 from .ppl.fit import FitResult, fit
 from .ppl.functions import (
     assume_smooth,
+    check,
     condition,
     do,
     expect,
@@ -15,6 +16,7 @@ from .ppl.functions import (
     replay,
     seed,
     simulate,
+    tune_estimators,
     value_and_grad,
 )
 from .ppl.language import deterministic, factor, masked, sample, scaled
@@ -31,6 +33,7 @@ __all__ = [
     "Model",
     "Trace",
     "assume_smooth",
+    "check",
     "condition",
     "deterministic",
     "dist",
@@ -53,5 +56,6 @@ __all__ = [
     "scaled",
     "seed",
     "simulate",
+    "tune_estimators",
     "value_and_grad",
 ]

@@ -14,6 +14,7 @@ import numpy as np
 from ..transforms import finite
 from ..transforms.derivatives import join, split_floats, value_and_grad
 from ..transforms.errors import NonFiniteError, ShapeError, VaraxError
+from ..transforms.expect import Estimators, by_path
 from ..transforms.staging import stage
 from .batches import Batches
 from .progress import Progress
@@ -74,6 +75,8 @@ def fit(
     batch_size: int | None = None,
     maximize: bool = True,
     progress: bool = True,
+    estimators: Estimators | None = None,
+    strict: bool = False,
 ) -> FitResult:
     """Optimise the expectation of a program by stochastic gradients.
 
@@ -90,6 +93,9 @@ def fit(
             renewed on the device every epoch; all of them where it is None.
         maximize: False minimises.
         progress: whether to show the bar (on standard error).
+        estimators: by address, in the place of those that the objective asks for, such as those
+            of `vx.tune_estimators`.
+        strict: refuse estimators that are biased on purpose.
 
     Returns:
         `FitResult`. One compilation serves the whole run.
@@ -104,6 +110,7 @@ def fit(
     floats = jax.tree.map(jnp.asarray, floats)
     batches = Batches(data, batch_size)
     loop = _Loop(objective, rest, optimizer, key, batches, 1.0 if maximize else -1.0)
+    loop.asked = {"estimators": estimators, "strict": strict}
     loop.check_scalar(floats)
     state = _State(floats, optimizer.init(floats), batches.start())
     history: list[np.ndarray] = []
@@ -150,6 +157,7 @@ class _Loop:
     ):
         self.objective, self.rest, self.optimizer = objective, rest, optimizer
         self.key, self.batches, self.sign = key, batches, sign
+        self.asked: dict[str, Any] = {}  # of value_and_grad
         self._advance = jax.jit(self._steps)
 
     def program(self, floats: Any, *batch: Any) -> Any:
@@ -173,7 +181,7 @@ class _Loop:
     def step(self, state: _State, number: Any, data: Any) -> tuple[_State, Any, Any]:
         """One step: the next state, the objective's value and its gradient."""
         order, batch = self.batches.take(data, state.order, number, self._key(1, number))
-        both = value_and_grad(self.program)
+        both = value_and_grad(self.program, **self.asked)
         value, grads = both(self._key(0, number), state.floats, *batch)
         downhill = jax.tree.map(lambda g: -self.sign * g, grads)
         updates, optimizer = self.optimizer.update(downhill, state.optimizer, state.floats)
@@ -230,7 +238,11 @@ class _Loop:
 
     def _inquire(self, floats: Any, batch: Any, number: int) -> finite.Finding | None:
         try:
-            return finite.find(lambda: self.program(floats, *batch), self._key(0, number))
+            return finite.find(
+                lambda: self.program(floats, *batch),
+                self._key(0, number),
+                by_path(self.asked.get("estimators")),
+            )
         except VaraxError as error:  # an error that only concrete values show, such as a support
             return finite.Finding(
                 type(error).__name__, error.address, error.where or "", str(error)

@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 
+from ..transforms import check as _check
 from ..transforms import derivatives as _derivatives
 from ..transforms import expect as _expect
 from ..transforms import seed as _seed
+from ..transforms import tune as _tune
 from ..transforms.choices import Choices
 from ..transforms.signals import learning_signals
 from ..transforms.smooth import assume_smooth
@@ -40,7 +42,12 @@ def seed(f: Callable[..., Any]) -> Callable[..., Any]:
     return seeded
 
 
-def expect(f: Callable[..., Any], *, strict: bool = False) -> Callable[..., Any]:
+def expect(
+    f: Callable[..., Any],
+    *,
+    strict: bool = False,
+    estimators: _expect.Estimators | None = None,
+) -> Callable[..., Any]:
     """`(key, *args) -> unbiased estimate of E[f(*args)]`, itself differentiable by JAX.
 
     `jax.grad`, `jax.jacobian` and `jax.hessian` of it are unbiased estimates of the expectation's
@@ -50,6 +57,7 @@ def expect(f: Callable[..., Any], *, strict: bool = False) -> Callable[..., Any]
     Args:
         f: a program, or a measure or model.
         strict: refuse estimators that are biased on purpose.
+        estimators: by address (`"z"`, `"local/z"`), in the place of those that f asks for.
 
     Raises:
         CapabilityError: f observes or weighs.
@@ -57,7 +65,7 @@ def expect(f: Callable[..., Any], *, strict: bool = False) -> Callable[..., Any]
         UnsoundEstimatorError: a pathwise choice reaches a discontinuous operation.
         BiasedEstimatorError: `strict` and a site is biased.
     """
-    return _expect.expect(_function(f), strict=strict)
+    return _expect.expect(_function(f), strict=strict, estimators=estimators)
 
 
 def value_and_grad(
@@ -66,13 +74,14 @@ def value_and_grad(
     has_aux: bool = False,
     *,
     strict: bool = False,
+    estimators: _expect.Estimators | None = None,
 ) -> Callable[..., Any]:
     """Like `jax.value_and_grad`, key first, of the expectation of f: both unbiased.
 
     `argnums` counts f's own arguments, without the key. Leaves that are not floats (functions in an
-    Equinox module) get None. `strict` as in `vx.expect`.
+    Equinox module) get None. `strict` and `estimators` as in `vx.expect`.
     """
-    return _derivatives.value_and_grad(_function(f), argnums, has_aux, strict=strict)
+    return _derivatives.value_and_grad(_function(f), argnums, has_aux, strict=strict, estimators=estimators)
 
 
 def grad(
@@ -81,9 +90,59 @@ def grad(
     has_aux: bool = False,
     *,
     strict: bool = False,
+    estimators: _expect.Estimators | None = None,
 ) -> Callable[..., Any]:
     """Like `jax.grad`, key first, of the expectation of f; see `value_and_grad`."""
-    return _derivatives.grad(_function(f), argnums, has_aux, strict=strict)
+    return _derivatives.grad(_function(f), argnums, has_aux, strict=strict, estimators=estimators)
+
+
+def check(
+    f: Callable[..., Any],
+    *args: Any,
+    key: jax.Array | None = None,
+    draws: int = 256,
+    strict: bool = False,
+    estimators: _expect.Estimators | None = None,
+) -> _check.Report:
+    """What the gradient of E[f(*args)] rests on, site by site: prints as a table.
+
+    For each random choice: its estimator, why it is sound, which part of the objective it answers
+    for, how many times the program runs on for it, and its share of the gradient's variance, over
+    `draws` estimates of the gradient in the floats of `args`.
+
+    Raises: what `vx.expect` raises.
+    """
+    f = _function(f)
+    return _check.check(f, *args, key=key, draws=draws, strict=strict, estimators=estimators)
+
+
+def tune_estimators(
+    objective: Callable[..., Any],
+    params: Any,
+    key: jax.Array,
+    budget: float = 60.0,
+    *,
+    draws: int = 512,
+) -> _tune.Tuning:
+    """Measure variance x time of the sound estimators of every site, and choose.
+
+        tuning = vx.tune_estimators(elbo, params, key, budget=30)
+        result = vx.fit(elbo, params, optimizer, steps, key, estimators=tuning.estimators)
+
+    Args:
+        objective: `objective(params)`, a program with a scalar value.
+        params: where to measure.
+        key: of the draws, the same for every candidate.
+        budget: seconds. The default assignment is always measured.
+        draws: gradients to a measurement.
+
+    Returns:
+        `Tuning`: the best estimators by address, and the table of what was measured.
+
+    Raises:
+        BudgetError: the budget is not positive.
+    """
+    return _tune.tune_estimators(_function(objective), params, key, budget, draws=draws)
 
 
 def simulate(measure: Measure, key: jax.Array | None = None) -> Trace:

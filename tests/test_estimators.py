@@ -5,16 +5,10 @@ couples, that it treats apart, and mixed; without the derivative of its weights 
 the same test fails. The engine has no part in this file.
 """
 
-import dataclasses
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
-import scipy.stats
-from estimator_cases import CASES
 from estimator_checks import (
     check_case,
     estimates,
@@ -25,24 +19,13 @@ from estimator_checks import (
     surrogate,
     value_and_slope,
 )
-from gradient_checks import (
-    QUICKLY,
-    check_biased,
-    check_exact,
-    check_mean,
-    exactly,
-    hessian,
-    tolerance,
-)
-from jax.nn import sigmoid, softplus
+from gradient_checks import QUICKLY, check_biased, check_exact, check_mean, exactly, hessian
 from jax.scipy.special import digamma
 
 from varax import dist as d
 from varax import estimators as est
 from varax.ppl.onehot import OneHotCategorical
 from varax.transforms.errors import EnumerationError, EstimatorError, NotReparameterizableError
-from varax.transforms.estimators.implicit import von_mises_slope
-from varax.transforms.estimators.subset import leave_out
 
 
 def wave(r):
@@ -56,7 +39,7 @@ def waves(r):
 
 
 RELAX, RELAXES = est.RELAX(wave, 0.5), est.RELAX(waves, 0.5)
-MIXED = ("joint", "lanes")
+MIXED = ("lanes",)  # lanes apart, the batch coupled
 ALL = ("joint", "apart", "lanes")
 MASKED = ("masked",)
 W, V = "weights", "values"
@@ -182,229 +165,6 @@ def test_those_of_the_first_order_say_so():
     assert all(e.order == 1 for e in (est.MeasureValued(), est.ARM(), est.DisARM()))
 
 
-# ---- one draw against its formula, at the same noise
-
-
-def drawn(make, parameters, estimator, coupled=True):
-    """The law of elements given parameters, as a function of them."""
-    n = len(jnp.shape(jax.tree.leaves(parameters)[0]))
-    return law_of(make, parameters, estimator, (), (coupled,) * n)
-
-
-def close(found, expected):
-    tol = 10 * tolerance(found.dtype) if found.dtype == np.float64 else 2e-5
-    np.testing.assert_allclose(found, expected, rtol=tol, atol=tol)
-
-
-KEY = jax.random.key(3)
-LOGITS = np.array([0.4, -0.8, 1.3])
-
-
-def quadratic(b):
-    return (b.sum(keepdims=True) - 1.3) ** 2 + 0.3 * b[:1]
-
-
-def test_one_draw_of_score_and_reparam(x64):
-    def normal(p):
-        return d.Normal(p[0], jnp.exp(p[1]))
-
-    def estimate(p, estimator):
-        return surrogate(drawn(normal, p, estimator), estimator, KEY, quadratic)
-
-    p = jnp.array([LOGITS, [0.1, -0.3, 0.2]])
-    x = drawn(normal, p, est.Reparam()).rsample(KEY)
-    e = (x - p[0]) / jnp.exp(p[1])
-    slope = jax.grad(lambda x: quadratic(x).sum())(x)
-    close(jax.grad(estimate)(p, est.Reparam()), jnp.stack([slope, slope * e * jnp.exp(p[1])]))
-    score = jnp.stack([e / jnp.exp(p[1]), e**2 - 1])
-    close(jax.grad(estimate)(p, est.Score()), quadratic(x) * score)
-
-
-def test_one_draw_of_measure_valued(x64):
-    """c (k(x+) - k(x-)), one coupled element at a time."""
-    estimator = est.MeasureValued()
-
-    def law(p):
-        return drawn(lambda p: d.Normal(p[0], jnp.exp(p[1])), p, estimator)
-
-    p = jnp.array([LOGITS, [0.1, -0.3, 0.2]])
-    values = estimator.branch(KEY, law(p)).values  # base, up of each, down of each, wide of each
-    k = jax.vmap(quadratic)(values)[:, 0]
-    base, up, down, wide = k[0], k[1:4], k[4:7], k[7:10]
-    np.testing.assert_array_equal(np.asarray(values[1:] != values[0]), np.tile(np.eye(3), (3, 1)))
-    close(jnp.diag(values[1:4] + values[4:7]), 2 * p[0])  # the two sides mirror each other
-    expected = [(up - down) / (jnp.exp(p[1]) * np.sqrt(2 * np.pi)), wide - base]
-    found = jax.grad(lambda p: surrogate(law(p), estimator, KEY, quadratic))(p)
-    close(found, jnp.stack(expected))
-
-
-def test_one_draw_of_disarm(x64):
-    estimator = est.DisARM()
-
-    def law(l):
-        return drawn(lambda l: d.Bernoulli(logits=l), l, estimator)
-
-    l = jnp.asarray(LOGITS, float)
-    b1, b2 = estimator.branch(KEY, law(l)).values.astype(float)
-    expected = (quadratic(b1) - quadratic(b2)) * (b1 - b2) * sigmoid(jnp.abs(l)) / 2
-    assert (expected != 0).any()
-    close(jax.grad(lambda l: surrogate(law(l), estimator, KEY, quadratic))(l), expected)
-
-
-def test_one_draw_of_rebar(x64):
-    """The paper's gradient, with its formulas for z and for z given b."""
-    temperature, eta = 0.7, 0.8
-    estimator = est.REBAR(temperature, eta)
-
-    def law(l):
-        return drawn(lambda l: d.Bernoulli(logits=l), l, estimator)
-
-    l = jnp.asarray(LOGITS, float)
-    b, r, r_given = estimator.branch(KEY, law(l)).values
-    z = temperature * jnp.log(r / (1 - r))
-    p = sigmoid(l)
-
-    def given(v, l):
-        odds = v / (1 - v)
-        one = jnp.log(odds / (1 - sigmoid(l)) + 1)
-        return jnp.where(b == 1, one, -jnp.log(odds / sigmoid(l) + 1))
-
-    excess = jnp.expm1(jnp.abs(z)) * jnp.where(b == 1, 1 - p, p)
-    v = excess / (1 + excess)
-    np.testing.assert_array_equal(b, z > 0)
-    close(r, r_given)
-    close(given(v, l), z)
-
-    def relaxed(z):
-        return quadratic(sigmoid(z / temperature)).sum()
-
-    u = sigmoid(z - l)
-    path = jax.grad(lambda l: relaxed(l + jnp.log(u / (1 - u))))(l)
-    given_path = jax.grad(lambda l: relaxed(given(v, l)))(l)
-    score = (quadratic(b) - eta * relaxed(z)) * (b - p)
-    found = jax.grad(lambda l: surrogate(law(l), estimator, KEY, quadratic))(l)
-    close(found, score + eta * (path - given_path))
-
-
-# ---- variance
-
-
-def toy(b):
-    return ((b - 0.499) ** 2).sum(keepdims=True)
-
-
-def gradients(estimator, cost, make, parameters, draws=20_000):
-    def one(key, p):
-        law = drawn(make, p, estimator)
-        return jax.grad(lambda p: surrogate(drawn(make, p, estimator), estimator, key, cost))(p)
-
-    keys = jax.random.split(jax.random.key(0), draws)
-    return np.asarray(jax.jit(jax.vmap(one, (0, None)))(keys, jnp.asarray(parameters, float)))
-
-
-def test_order_of_variances_of_coins():
-    """E[sum (b - 0.499)^2] of three coins."""
-    estimators = {
-        "score": est.Score(),
-        "arm": est.ARM(),
-        "disarm": est.DisARM(),
-        "rebar": est.REBAR(0.5),
-        "relax": est.RELAX(lambda r: toy(r)[0], 0.5),
-        "mvd": est.MeasureValued(),
-        "two": est.WithoutReplacement(2),
-        "top": est.SumAndSample(2),
-    }
-    found = {
-        name: gradients(e, toy, lambda l: d.Bernoulli(logits=l), [0.3, -0.2, 0.1])
-        for name, e in estimators.items()
-    }
-    v = {name: x.var(0).sum() for name, x in found.items()}
-    assert v["disarm"] <= v["arm"] <= v["score"], v
-    assert max(v["rebar"], v["relax"]) < v["score"] / 10, v
-    assert max(v["two"], v["top"]) < v["score"], v
-    assert v["mvd"] < v["score"], v
-    (p,) = (sigmoid(np.array([0.3, -0.2, 0.1])),)
-    for draws in found.values():
-        check_mean(draws, np.asarray(p * (1 - p) * 0.002))
-
-
-def test_coupled_noise_of_measure_valued_derivatives():
-    """For a smooth cost its standard deviation is at most 0.64 times that of separate noise."""
-
-    def cost(x):
-        return jnp.sin(x).sum(keepdims=True) + (x**2).sum(keepdims=True) / 4
-
-    def make(p):
-        return d.Normal(p[0], jnp.exp(p[1]))
-
-    sd = [
-        gradients(est.MeasureValued(coupled), cost, make, [[0.2, -0.5], [0.1, -0.4]]).std(0)
-        for coupled in (True, False)
-    ]
-    assert (sd[0] <= 0.64 * sd[1]).all(), sd[0] / sd[1]
-
-
-def test_antithetic_pairs_are_worth_more_than_two_draws():
-    def make(p):
-        return d.Normal(p[0], jnp.exp(p[1]))
-
-    pair, one = (
-        gradients(e, lambda x: jnp.exp(x / 2).sum(keepdims=True), make, [[0.2], [0.1]]).var(0)
-        for e in (est.Antithetic(), est.Reparam())
-    )
-    assert (pair[0] < 0.25 * one[0]).all()
-
-
-def test_more_boosts_leave_less_to_the_score():
-    def weight(boosts):
-        def log_weight(a, key):
-            estimator = est.Rejection(boosts)
-            return estimator.draw(key, drawn(lambda a: d.Gamma(a, 1.0), a, estimator)).log_weight
-
-        keys = jax.random.split(KEY, 10_000)
-        return jax.vmap(jax.grad(log_weight), (None, 0))(1.5, keys).std()
-
-    assert weight(4) < weight(1) / 2 < weight(0) / 2
-
-
-# ---- tuning
-
-
-@pytest.mark.parametrize("family", ["rebar", "relax"])
-def test_squared_gradient_tunes_the_control(family):
-    """sum(gradient^2) is a parabola in what scales the control; its derivative is the parabola's."""
-
-    def estimator(scale):
-        if family == "rebar":
-            return est.REBAR(jnp.asarray(0.5), scale)
-        return est.RELAX(jax.tree_util.Partial(lambda s, r: s * toy(r)[0], scale), 0.5)
-
-    def gradient(scale, key):
-        def estimate(l):
-            law = drawn(lambda l: d.Bernoulli(logits=l), l, estimator(scale))
-            held = law.estimator(law._held[0].estimator)
-            return surrogate(law, held, key, toy)
-
-        return jax.grad(estimate)(jnp.array([0.3, -0.2, 0.1]))
-
-    def squared(scale):
-        keys = jax.random.split(KEY, 2000)
-        return (jax.vmap(gradient, (None, 0))(scale, keys) ** 2).sum(-1).mean()
-
-    at = jnp.array([0.0, 0.5, 1.0])
-    low, mid, high = jax.vmap(squared)(at)
-    slope = jax.jit(jax.grad(squared))(0.3)
-    second = 4 * (low - 2 * mid + high)
-    close(slope, (high - low) + second * (0.3 - 0.5))
-    assert slope < 0  # more control, less variance
-
-    def objective(scale, key):
-        law = drawn(lambda l: d.Bernoulli(logits=l), jnp.array([0.3, -0.2, 0.1]), estimator(scale))
-        return surrogate(law, law.estimator(law._held[0].estimator), key, toy)
-
-    assert abs(jax.grad(objective)(0.3, KEY)) < 1e-6  # the objective does not depend on it
-
-
 # ---- draws that are vectors
 
 
@@ -509,3 +269,188 @@ def test_mixture_of_vectors(kind):
         return weights @ jax.vmap(one)(loc, cov)
 
     check_vector(make, est.Implicit(), cost, mean, (0.2, 0.5), (V,))
+
+
+# ---- deterministic rules
+
+
+@pytest.mark.parametrize("layout", ["joint", "apart", "lanes", "masked"])
+@pytest.mark.parametrize(
+    "estimator, law",
+    [
+        (est.GaussHermite(2), "normal-cubic"),
+        (est.SigmaPoints(), "normal-cubic"),
+        (est.SigmaPoints(0.5), "normal-cubic"),
+        (est.GaussLegendre(2), "uniform-cubic"),
+    ],
+    ids=name_of,
+)
+def test_rules_are_exact_for_cubic_objectives(estimator, law, layout):
+    right, twin = (program(law, layout, estimator, broken) for broken in ((), (V,)))
+    found, wrong = estimates([right, twin], draws=2)
+    check_exact(found, exact(law, layout))
+    assert np.abs(wrong - exact(law, layout)).max() > 0.1
+    assert estimator.approximate
+
+
+@pytest.mark.parametrize(
+    "few, many, law",
+    [
+        (est.GaussHermite(4), est.GaussHermite(16), "normal"),
+        (est.GaussHermite(4), est.GaussHermite(16), "lognormal"),
+        (est.GaussLegendre(4), est.GaussLegendre(16), "exponential"),
+    ],
+    ids=name_of,
+)
+def test_rules_converge(few, many, law):
+    (a,), (b,) = estimates([program(law, "lanes", few), program(law, "lanes", many)], draws=1)
+    expected = exact(law, "lanes")
+    assert np.abs(b - expected).max() < 0.5 * np.abs(a - expected).max()
+
+
+# ---- deliberately biased ones
+
+
+def coins(t):
+    return d.Bernoulli(logits=jnp.stack([t[0], t[1], 0.5 - t[0]]))
+
+
+def letters(t):
+    return OneHotCategorical(logits=jnp.stack([t[0], t[1], 0 * t[0]]))
+
+
+def check_biased_estimator(make, estimator, cost, mean, agrees):
+    """Value and gradient: which of the two have the right mean."""
+
+    def estimate(key, t):
+        law = law_of(make, t, estimator, (), None)
+        return surrogate(law, estimator, key, cost)
+
+    keys = jax.random.split(jax.random.key(0), 50_000)
+    theta = (0.3, -0.7)
+    found = np.asarray(jax.vmap(value_and_slope(estimate), (0, None))(keys, jnp.array(theta)))
+    expected = exactly(mean, theta)
+    value, slope = (found[:, :1], expected[:1]), (found[:, 1:], expected[1:])
+    for part, right in zip((value, slope), agrees, strict=True):
+        (check_mean if right else check_biased)(*part)
+
+
+def square(x):
+    return (x @ np.array([1.0, -2.0, 3.0])) ** 2
+
+
+def mean_square(make):
+    values = np.array(np.meshgrid(*[[0.0, 1.0]] * 3)).reshape(3, -1).T
+    values = values if make is coins else np.eye(3)
+
+    def mean(t):
+        log_p = jax.vmap(make(t).log_prob)(values)
+        return jnp.exp(log_p.sum(-1) if make is coins else log_p) @ jax.vmap(square)(values)
+
+    return mean
+
+
+@pytest.mark.parametrize("make", [coins, letters], ids=name_of)
+def test_biased_estimators(make):
+    concrete, hard = est.Concrete(jnp.asarray(0.5)), est.Concrete(0.5, hard=True)
+    rows = [(hard, (True, False)), (concrete, (False, False)), (est.StopGradient(), (True, False))]
+    if make is coins:  # straight-through is exact for a linear cost, and so for one-hot values
+        rows.append((est.StraightThrough(), (True, False)))
+    for inner, agrees in rows:
+        if isinstance(inner, est.Concrete) and inner is concrete:
+            inner = est.Concrete(0.5)
+        check_biased_estimator(make, est.Biased(inner), square, mean_square(make), agrees)
+
+
+def linear(x):
+    return x @ np.array([1.0, -2.0, 3.0])
+
+
+def test_straight_through_is_right_for_linear_objectives():
+    def mean(t):
+        return letters(t).probs @ np.array([1.0, -2.0, 3.0])
+
+    check_biased_estimator(letters, est.Biased(est.StraightThrough()), linear, mean, (True, True))
+
+
+def test_biased_says_what_it_is():
+    assert est.Biased(est.StraightThrough()).biased and not est.Score().biased
+    assert est.Biased(est.StraightThrough()).relaxes and est.Biased(est.StraightThrough()).pathwise
+    assert not est.Biased(est.StopGradient()).relaxes
+    arrays = law_of(coins, jnp.zeros(2), est.Biased(est.Concrete(jnp.asarray(0.5))), (), None)
+    held = arrays.estimator(arrays._held[0].estimator)
+    assert held.inner.temperature == 0.5  # the array inside is an operand of the site
+
+
+# ---- refusals
+
+CAUCHY, POISSON, NORMAL = d.Cauchy(0.0, 1.0), d.Poisson(2.0), d.Normal(0.0, 1.0)
+MANY = d.Bernoulli(probs=jnp.full(17, 0.5))
+
+REFUSALS = [  # estimator, distribution, kind of error, what it says
+    (est.MeasureValued(), CAUCHY, EstimatorError, r"normal, log-normal.*got: +Cauchy.*Score\(\)"),
+    (est.REBAR(0.5), POISSON, EstimatorError, "Bernoulli or a one-hot"),
+    (est.REBAR(0.5), d.Categorical(np.ones(3) / 3), EstimatorError, "RELAX"),
+    (RELAX, POISSON, EstimatorError, "finite support"),
+    (est.ARM(), NORMAL, EstimatorError, "a Bernoulli law"),
+    (est.DisARM(), d.Categorical(np.ones(3) / 3), EstimatorError, "WithoutReplacement"),
+    (est.Antithetic(), d.Gamma(1.0, 1.0), NotReparameterizableError, "icdf"),
+    (est.Antithetic(), POISSON, NotReparameterizableError, "symmetric about its loc"),
+    (est.SumAndSample(1), POISSON, EnumerationError, "finite support"),
+    (est.SumAndSample(1), MANY, EnumerationError, "65536 joint values"),
+    (est.WithoutReplacement(2), NORMAL, EnumerationError, "finite support"),
+    (est.WithoutReplacement(2), MANY, EnumerationError, "17 elements"),
+    (est.StraightThrough(), d.Bernoulli(0.5), EstimatorError, r"Biased\(StraightThrough"),
+    (est.Concrete(0.5), d.Bernoulli(0.5), EstimatorError, r"Biased\(Concrete"),
+    (est.StopGradient(), NORMAL, EstimatorError, r"Biased\(StopGradient"),
+    (est.Biased(est.StraightThrough()), POISSON, EstimatorError, "OneHotCategorical"),
+    (est.Biased(est.Reparam()), POISSON, NotReparameterizableError, "rsample"),
+    (est.Implicit(), POISSON, NotReparameterizableError, r"distribution function \(cdf\)"),
+    (est.Rejection(), NORMAL, NotReparameterizableError, "gamma, beta or Dirichlet"),
+    (est.GaussHermite(3), POISSON, NotReparameterizableError, "normal or log-normal"),
+    (est.GaussHermite(2), d.Normal(jnp.zeros(17), 1.0), EnumerationError, "SigmaPoints"),
+    (est.GaussLegendre(3), POISSON, NotReparameterizableError, "icdf"),
+    (est.SigmaPoints(), CAUCHY, NotReparameterizableError, "multivariate normal"),
+    (est.SigmaPoints(-1.0), NORMAL, EstimatorError, "kappa above"),
+]
+
+
+@pytest.mark.parametrize("estimator, distribution, kind, says", REFUSALS, ids=name_of)
+def test_refusal(estimator, distribution, kind, says):
+    law = law_of(lambda _: distribution, jnp.zeros(1), estimator, (), None)
+    with pytest.raises(kind, match=f"(?s)cannot serve.*address: +x.*{says}|{says}"):
+        estimator.serve(law)
+        estimator.count(law)
+
+
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda: est.SumAndSample(0), "k >= 1"),
+        (lambda: est.WithoutReplacement(0), "n >= 1"),
+        (lambda: est.WithoutReplacement(9), "n <= 8"),
+        (lambda: est.Rejection(-1), "boosts >= 0"),
+        (lambda: est.GaussHermite(0), "n >= 1"),
+        (lambda: est.Biased(est.Enumerate()), "one value"),
+        (lambda: est.Biased(est.Biased(est.StopGradient())), "one value"),
+    ],
+)
+def test_bad_settings(make, says):
+    with pytest.raises(EstimatorError, match=says):
+        make()
+
+
+def test_one_hot_categorical():
+    """It is the categorical law, with vectors for values."""
+    logits = jnp.array([[0.2, -0.4, 1.0], [0.0, 0.0, -jnp.inf]])
+    law = OneHotCategorical(logits=logits)
+    x = law.sample(jax.random.key(0), (1000,))
+    assert x.shape == (1000, 2, 3) and (x.sum(-1) == 1).all() and not x[:, 1, 2].any()
+    np.testing.assert_allclose(
+        law.log_prob(x), d.Categorical(logits=logits).log_prob(x.argmax(-1)), rtol=1e-5
+    )
+    assert law.enumerate_support().shape == (3, 2, 3)
+    assert (law.log_prob(jnp.ones(3)) == -jnp.inf).all()
+    np.testing.assert_allclose(OneHotCategorical(probs=law.probs).probs, law.probs, rtol=1e-5)
+    with pytest.raises(ValueError, match="probs or logits"):
+        OneHotCategorical()

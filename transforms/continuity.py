@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
@@ -22,7 +23,9 @@ from .site import site_p
 if TYPE_CHECKING:
     from .taint import Region
 
-STEP, DRAWS, TOLERANCE = 1e-5, 3, 1e-5
+Boundary = tuple[Any, tuple[float, ...]]  # a variable and its values there
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge", "lt_to", "le_to", "eq_to")
+STEP, DRAWS, TOLERANCE, DEPTH = 1e-5, 3, 1e-5, 16
 
 
 class _UnknownError(Exception):
@@ -33,65 +36,71 @@ class _UndecidedError(Exception):
     """An integer or a truth value of unknown origin: it has no generic value."""
 
 
-def is_continuous(region: Region, comparison: _jax.JaxprEqn, out: Any) -> bool:
-    """Whether a variable is continuous where a comparison of the same region changes."""
-    found = _boundary(region, comparison)
-    if found is None or out.aval.shape != found[0].aval.shape:
-        return False
-    x, points = found
-    return all(_agree(region, x, k, out, draw) for k in points for draw in range(DRAWS))
+def is_continuous(region: Region, boundary: Boundary, out: Any) -> bool:
+    """Whether a variable is continuous at a boundary."""
+    x, points = boundary
+    tries = ((k, draw) for k in points for draw in range(DRAWS))
+    return out.aval.shape == x.aval.shape and all(_agree(region, x, *t, out) for t in tries)
 
 
-def _boundary(region: Region, eqn: _jax.JaxprEqn) -> tuple[Any, list[float]] | None:
-    """The variable that is compared with a constant, and its values where that changes."""
-    literals = [v for v in eqn.invars if type(v) is _jax.Literal]
-    if len(literals) != 1 or np.ndim(literals[0].val) != 0 or len(eqn.invars) != 2:
+def boundary(region: Region, eqn: _jax.JaxprEqn) -> Boundary | None:
+    """Where a comparison of the region changes; None if that is not understood."""
+    if eqn.primitive.name not in COMPARISONS:
         return None
-    k = float(literals[0].val)
-    (x,) = (v for v in eqn.invars if v is not literals[0])
+    literals = [v for v in eqn.invars if type(v) is _jax.Literal and np.ndim(v.val) == 0]
+    if len(literals) != 1:
+        return None
+    k, (x,) = float(literals[0].val), [v for v in eqn.invars if v is not literals[0]]
     maker = region.producer(x)
     if eqn.primitive.name in ("eq", "ne", "eq_to") and (maker is None or maker.primitive != site_p):
         return None  # only a draw itself is surely never equal to a number
     if maker is not None and maker.primitive.name == "abs":
-        return maker.invars[0], [k, -k]
-    return x, [k]
+        return maker.invars[0], (k, -k)
+    return x, (k,)
 
 
-def _agree(region: Region, x: Any, k: float, out: Any, draw: int) -> bool:
+def _agree(region: Region, x: Any, k: float, draw: int, out: Any) -> bool:
     """Whether the limits of `out` at x = k agree."""
     step = STEP * (1 + abs(k))
-    values = {x: k + step * np.array([-2.0, -1.0, 1.0, 2.0])}
-    generic = np.random.default_rng(draw)
-    try:
-        with np.errstate(all="ignore"):
-            a, b, c, d = np.broadcast_to(_value(region, out, values, x, generic), 4).astype(float)
-    except (_UnknownError, _UndecidedError):
-        return False
-    return abs((2 * b - a) - (2 * c - d)) <= TOLERANCE * (1 + abs(b))  # False for NaN
-
-
-def _value(region: Region, atom: Any, values: dict[Any, Any], x: Any, generic: Any) -> Any:
-    """An atom at the points; a generic number where it is not computed entry by entry from x."""
-    if type(atom) is _jax.Literal:
-        return _scalar(atom)
-    if atom not in values:
-        eqn = region.producer(atom)
+    limits = _Limits(region, x, k + step * np.array([-2.0, -1.0, 1.0, 2.0]), draw)
+    with np.errstate(all="ignore"):
         try:
-            if eqn is None or atom.aval.shape not in ((), x.aval.shape):
-                raise _UnknownError
-            args = [_value(region, v, values, x, generic) for v in eqn.invars]
-            values.update(zip(eqn.outvars, _apply(eqn, args), strict=True))
-        except _UnknownError:
-            if np.dtype(atom.aval.dtype).kind in "biu":
-                raise _UndecidedError from None
-            values[atom] = generic.normal() * math.e
-    return values[atom]
+            a, b, c, d = np.broadcast_to(limits.value(out, DEPTH), 4).astype(float)
+        except (_UnknownError, _UndecidedError):
+            return False
+        return bool(abs((2 * b - a) - (2 * c - d)) <= TOLERANCE * (1 + abs(b)))  # not if NaN
 
 
-def _scalar(literal: Any) -> Any:
-    if np.ndim(literal.val) != 0:
+class _Limits:
+    """Values at several points of one variable."""
+
+    def __init__(self, region: Region, x: Any, points: np.ndarray, draw: int):
+        self.region, self.x = region, x
+        self.values: dict[Any, Any] = {x: points}
+        self.generic = np.random.default_rng(draw)
+
+    def value(self, atom: Any, depth: int) -> Any:
+        """An atom's; a generic number where it is not computed entry by entry, or far away."""
+        if type(atom) is _jax.Literal:
+            return _number(atom.val)
+        if atom not in self.values:
+            try:
+                eqn = self.region.producer(atom)
+                if eqn is None or not depth or atom.aval.shape not in ((), self.x.aval.shape):
+                    raise _UnknownError
+                args = [self.value(v, depth - 1) for v in eqn.invars]
+                self.values.update(zip(eqn.outvars, _apply(eqn, args), strict=True))
+            except _UnknownError:
+                if not jnp.issubdtype(atom.aval.dtype, jnp.inexact):
+                    raise _UndecidedError from None
+                self.values[atom] = self.generic.normal() * math.e
+        return self.values[atom]
+
+
+def _number(x: Any) -> Any:
+    if np.ndim(x) != 0:
         raise _UnknownError
-    return literal.val
+    return x
 
 
 def _apply(eqn: _jax.JaxprEqn, args: list[Any]) -> list[Any]:
@@ -102,26 +111,19 @@ def _apply(eqn: _jax.JaxprEqn, args: list[Any]) -> list[Any]:
     if name == "integer_pow":
         return [np.power(np.asarray(args[0], float), params["y"])]
     if name == "convert_element_type":
-        return [np.asarray(args[0]).astype(_kind(params["new_dtype"], args[0]))]
+        floats = jnp.issubdtype(params["new_dtype"], jnp.inexact)  # in float64: rounding is no jump
+        return [np.asarray(args[0]).astype(float if floats else params["new_dtype"])]
     if name not in _OPERATIONS:
         raise _UnknownError
     return [_OPERATIONS[name](*args)]
 
 
-def _kind(dtype: Any, x: Any) -> Any:
-    """float64 for every float, so that rounding is no jump; integers and booleans as they are."""
-    inexact = not np.issubdtype(dtype, np.integer) and np.dtype(dtype) != bool
-    return float if inexact else dtype
-
-
 def _evaluate(jaxpr: Any, args: list[Any]) -> list[Any]:
     jaxpr, consts = _jax.opened(jaxpr)
-    if any(np.ndim(c) for c in consts):
-        raise _UnknownError
-    env = dict(zip(_jax.input_vars(jaxpr), [*consts, *args], strict=True))
+    env = dict(zip(_jax.input_vars(jaxpr), [*map(_number, consts), *args], strict=True))
 
     def read(v: Any) -> Any:
-        return _scalar(v) if type(v) is _jax.Literal else env[v]
+        return _number(v.val) if type(v) is _jax.Literal else env[v]
 
     for eqn in jaxpr.eqns:
         env.update(zip(eqn.outvars, _apply(eqn, [read(v) for v in eqn.invars]), strict=True))
@@ -133,22 +135,16 @@ def _select(which: Any, *cases: Any) -> Any:
     return np.choose(which, np.broadcast_arrays(which, *cases)[1:])
 
 
-def _same(x: Any, *_: Any) -> Any:
-    return x
-
-
 _OPERATIONS: Mapping[str, Callable[..., Any]] = {
     **{"exp": np.exp, "exp2": np.exp2, "log": np.log, "log1p": np.log1p, "expm1": np.expm1},
     **{"abs": np.abs, "sqrt": np.sqrt, "cbrt": np.cbrt, "square": np.square, "sign": np.sign},
     **{"sin": np.sin, "cos": np.cos, "tan": np.tan, "floor": np.floor, "ceil": np.ceil},
-    **{"sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh},
     **{"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "pow": np.power},
     **{"neg": np.negative, "max": np.maximum, "min": np.minimum, "is_finite": np.isfinite},
     **{"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal},
-    **{"eq": np.equal, "ne": np.not_equal, "and": np.logical_and, "or": np.logical_or},
-    **{"asinh": np.arcsinh, "atan": np.arctan, "not": np.logical_not, "select_n": _select},
+    **{"eq": np.equal, "ne": np.not_equal, "and": np.bitwise_and, "or": np.bitwise_or},
+    **{"tanh": np.tanh, "atan": np.arctan, "not": np.invert, "select_n": _select},
     **{"erf": special.erf, "erfc": special.erfc, "lgamma": special.gammaln},
-    **{"logistic": special.expit, "rsqrt": lambda x: 1 / np.sqrt(x)},
-    **{"clamp": lambda low, x, high: np.clip(x, low, high)},
-    **dict.fromkeys(("copy", "stop_gradient", "broadcast_in_dim", "reshape", "squeeze"), _same),
+    **{"logistic": special.expit, "clamp": lambda low, x, high: np.clip(x, low, high)},
+    **dict.fromkeys(("copy", "broadcast_in_dim", "reshape", "squeeze"), lambda x, *_: x),
 }

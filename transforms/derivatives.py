@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from .errors import DifferentiationError, ObjectiveError
-from .expect import expect
+from .expect import Estimators, expect
 from .source import user_line
 
 
@@ -23,6 +23,7 @@ def value_and_grad(
     has_aux: bool = False,
     *,
     strict: bool = False,
+    estimators: Estimators | None = None,
 ) -> Callable[..., Any]:
     """`(key, *args) -> (estimate of E[f], estimate of its gradient)`, both unbiased.
 
@@ -30,13 +31,13 @@ def value_and_grad(
         f: a program with a scalar value, or with `has_aux` a pair of a scalar and a pytree.
         argnums: which arguments of f to differentiate, counted without the key.
         has_aux: as in `jax.value_and_grad`.
-        strict: refuse estimators that are biased on purpose.
+        strict, estimators: as in `expect`.
 
     The gradient has the tree of the argument. Leaves that are not floating-point arrays or numbers
     (functions in an Equinox module, integers) have no derivative: None stands in their place.
     """
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    estimate = expect(f, strict=strict)
+    estimate = expect(f, strict=strict, estimators=estimators)
 
     @functools.wraps(f)
     def wrapped(key: jax.Array, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -86,9 +87,10 @@ def grad(
     has_aux: bool = False,
     *,
     strict: bool = False,
+    estimators: Estimators | None = None,
 ) -> Callable[..., Any]:
     """`(key, *args) -> unbiased estimate of the gradient of E[f]`; see `value_and_grad`."""
-    both = value_and_grad(f, argnums, has_aux, strict=strict)
+    both = value_and_grad(f, argnums, has_aux, strict=strict, estimators=estimators)
 
     @functools.wraps(f)
     def wrapped(key: jax.Array, *args: Any, **kwargs: Any) -> Any:

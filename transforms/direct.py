@@ -41,7 +41,7 @@ class Expect(Keyed):
 
     def site(self, site: Site, operands: list[Any]) -> Any:
         self.at += 1
-        key = next(self.keys)
+        key = self.plan.key(site, next(self.keys))
         if site.kind == "record":
             return operands[-1]
         estimator = self.plan.estimator(site)

@@ -97,6 +97,10 @@ class ObjectiveError(VaraxError):
     """An objective is not what its use needs, such as one number."""
 
 
+class BudgetError(VaraxError):
+    """A search was given no time."""
+
+
 class EstimatorError(VaraxError):
     """An estimator cannot serve the distribution of its site."""
 

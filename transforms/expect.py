@@ -11,7 +11,7 @@ program is cut into the terms that its outputs are sums of (`credit.py`), run on
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,14 +20,21 @@ import jax.numpy as jnp
 from .credit import assign
 from .dependence import Analysis
 from .errors import ObjectiveError
+from .estimators import Estimator
 from .flat import Flat, flatten
 from .paths import Fan
 from .plan import Plan
+from .site import Address
 from .staging import stage
 from .weighing import RUNS
 
 
-def expect(f: Callable[..., Any], *, strict: bool = False) -> Callable[..., Any]:
+Estimators = Mapping[str | tuple[str, ...], Estimator]
+
+
+def expect(
+    f: Callable[..., Any], *, strict: bool = False, estimators: Estimators | None = None
+) -> Callable[..., Any]:
     """`(key, *args) -> estimate of E[f(*args)]`, a pytree like f's.
 
     Outputs that are not floats are returned as drawn; where a site has several values, or several
@@ -36,6 +43,7 @@ def expect(f: Callable[..., Any], *, strict: bool = False) -> Callable[..., Any]
     Args:
         f: a program.
         strict: refuse deliberately biased estimators.
+        estimators: by address (`"z"`, `"local/z"`), in the place of those that f asks for.
 
     Raises:
         CapabilityError: f observes or weighs (`obs=`, `vx.factor`): it is a model, not a draw.
@@ -46,10 +54,16 @@ def expect(f: Callable[..., Any], *, strict: bool = False) -> Callable[..., Any]
     @functools.wraps(f)
     def estimate(key: jax.Array, *args: Any, **kwargs: Any) -> Any:
         staged = stage(lambda: f(*args, **kwargs))
-        plan = Plan(staged.jaxpr, strict=strict)
+        plan = Plan(staged.jaxpr, strict=strict, estimators=by_path(estimators))
         return staged.rebuild(run(plan, staged.jaxpr, staged.consts, key))
 
     return estimate
+
+
+def by_path(estimators: Estimators | None) -> dict[Address, Estimator]:
+    """Keys as addresses."""
+    given = (estimators or {}).items()
+    return {tuple(a.split("/")) if isinstance(a, str) else a: e for a, e in given}
 
 
 def run(plan: Plan, jaxpr: Any, operands: list[Any], key: jax.Array) -> list[Any]:

@@ -8,7 +8,7 @@ told from arithmetic; for each the local gradient is looked at too.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,12 +19,12 @@ from . import _jax, density
 from .arrays import where_leading
 from .direct import Expect
 from .errors import show_address
-from .estimators import Branching
+from .estimators import Branching, Estimator
 from .interpreter import read
 from .law import Law
 from .measures import innermost
 from .plan import Plan
-from .site import Site, eqn_has_sites, over_lanes, site_p
+from .site import Address, Site, eqn_has_sites, over_lanes, site_p
 from .staging import stage
 
 TRIES = 64  # other draws to look at where the program enumerates, since any path may be the culprit
@@ -52,13 +52,17 @@ class _Found(Exception):
         self.finding = finding
 
 
-def find(program: Callable[[], Any], key: jax.Array) -> Finding | None:
+def find(
+    program: Callable[[], Any],
+    key: jax.Array,
+    estimators: Mapping[Address, Estimator] | None = None,
+) -> Finding | None:
     """The first site whose value, density or gradient is not finite when `expect(program)(key)`
     runs, else the first such arithmetic, else None.
     """
     with density.watch():
         staged = stage(program)
-    plan = Plan(staged.jaxpr)
+    plan = Plan(staged.jaxpr, estimators=estimators)
     runs = [key] if plan.particles == 1 else jax.random.split(key, plan.particles)
     keys = [*runs, *jax.random.split(key, TRIES)] if plan.branches(staged.jaxpr) else runs
     for attempt in keys:

@@ -18,7 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from . import _jax
-from .continuity import is_continuous
+from .continuity import COMPARISONS, boundary, is_continuous
 from .site import eqn_has_sites, site_p
 from .smooth import assume_smooth_p
 from .taint import NONE, Origin, Region, Rule, Rules, Value
@@ -119,18 +119,25 @@ def select(region: Region, eqn: _jax.JaxprEqn, values: list[Value]) -> list[Valu
         edge |= which.rough
     else:
         jump |= which.rough
-    return _settled(region, eqn, [_cast(Value(smooth, jump, edge), eqn.outvars[0])])
+    out = _cast(Value(smooth, jump, edge), eqn.outvars[0])
+    return [_settled(region, eqn, which, out)]
 
 
-def _settled(region: Region, eqn: _jax.JaxprEqn, outs: list[Value]) -> list[Value]:
-    """Without the comparisons at which the result of a select is continuous, as numbers show."""
-    (out,), (v,) = outs, eqn.outvars
-    for bit, origin in region.taint.of(out.jump if is_float(v) else 0):
-        if isinstance(origin, Origin) and len(origin.eqns) == 1:
-            (made,) = origin.eqns
-            if made.primitive.name in _COMPARE and is_continuous(region, made, v):
-                out = Value(out.smooth, out.jump & ~bit, out.edge)
-    return [out]
+def _settled(region: Region, eqn: _jax.JaxprEqn, which: Value, out: Value) -> Value:
+    """The result of a select without the comparisons at which it is continuous, as numbers show."""
+    (v,) = eqn.outvars
+    ends = [_boundary(region, origin) for _, origin in region.taint.of(which.jump)]
+    ends = [end for end in ends if end and is_float(v) and is_continuous(region, end, v)]
+    if not ends:
+        return out
+    same = [bit for bit, o in region.taint.of(out.jump) if _boundary(region, o) in ends]
+    return Value(out.smooth, out.jump & ~sum(same), out.edge)
+
+
+def _boundary(region: Region, origin: Any) -> Any:
+    """Where a comparison of this region changes."""
+    here = isinstance(origin, Origin) and len(origin.eqns) == 1
+    return boundary(region, origin.eqns[0]) if here else None
 
 
 def declared(region: Region, eqn: _jax.JaxprEqn, values: list[Value]) -> list[Value]:
@@ -165,8 +172,9 @@ def inline(region: Region, eqn: _jax.JaxprEqn, values: list[Value]) -> list[Valu
     """jit, closed_call, checkpoint."""
     inner = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
     outs = region.call(eqn, inner, values, eqn.invars)
-    is_where = eqn.params.get("name") == "_where" and len(outs) == 1
-    return _settled(region, eqn, outs) if is_where else outs
+    if eqn.params.get("name") == "_where" and len(outs) == 1:
+        return [_settled(region, eqn, values[0], outs[0])]
+    return outs
 
 
 def custom_jvp(region: Region, eqn: _jax.JaxprEqn, values: list[Value]) -> list[Value]:
@@ -221,9 +229,8 @@ LINEAR = {
     "gather",
 }
 
-_COMPARE = ("eq", "ne", "lt", "le", "gt", "ge", "lt_to", "le_to", "eq_to")
 _TABLE: dict[str, Rule] = {
-    **dict.fromkeys(_COMPARE, compare),
+    **dict.fromkeys(COMPARISONS, compare),
     **dict.fromkeys(("floor", "ceil", "round", "sign"), step),
     **dict.fromkeys(("rem", "atan2"), wrap),
     "is_finite": is_finite,

@@ -117,7 +117,7 @@ class Fan:
         site, number = eqn.params["site"], self.weights.number((drawing,))
         estimator = self.plan.estimator(site)
         assert isinstance(estimator, Branching) and number is not None
-        groups = Law(site, [], self.coupled[number]).groups
+        groups, key = Law(site, [], self.coupled[number]).groups, self.plan.key(site, key)
 
         def run(*values: Any) -> list[Any]:
             law = Law(site, list(values), self.coupled[number])

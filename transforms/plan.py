@@ -8,13 +8,25 @@ them; else the score function with a leave-one-out baseline.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
+
 from . import _jax, soundness
-from .errors import BiasedEstimatorError, CapabilityError, EnumerationError
+from .errors import (
+    BiasedEstimatorError,
+    CapabilityError,
+    EnumerationError,
+    EstimatorError,
+    UnknownAddressError,
+    show_address,
+)
 from .estimators import Branching, Enumerate, Estimator, LeaveOneOut, Reparam, Score
+from .estimators.base import cannot
 from .law import Law
-from .site import Site, eqn_has_sites, has_sites, site_p
+from .site import Address, Site, eqn_has_sites, has_sites, site_p
 
 if TYPE_CHECKING:
     from .credit import Credit
@@ -28,19 +40,35 @@ LOOPS = (_jax.scan_p, _jax.while_p)
 class Plan:
     """Estimators by site, and which equations branch."""
 
-    def __init__(self, jaxpr: Any, *, strict: bool = False):
+    def __init__(
+        self,
+        jaxpr: Any,
+        *,
+        strict: bool = False,
+        estimators: Mapping[Address, Estimator] | None = None,
+    ):
+        self.asked = dict(estimators or {})  # by address, before what the program says
+        self.salts: dict[Address, Any] = {}  # what to fold into the key of some sites
         self._jaxpr = jaxpr  # keeps the sites alive, whose ids are the keys
         self._chosen: dict[int, Estimator] = {}
+        self.operands: dict[int, list[Any]] = {}  # their shapes
+        self.sites: list[Site] = []  # the random choices, in program order
         self._default: set[int] = set()  # sites that the user left to us
         self._branching: dict[int, tuple[Any, bool]] = {}
-        self.violations = soundness.violations(jaxpr, _may_be_pathwise)
+        self.violations = soundness.violations(jaxpr, self._may_be_pathwise)
         self._region(jaxpr, in_loop=False, strict=strict)
+        self._all_known()
 
     # ---- what was decided
 
     def estimator(self, site: Site) -> Estimator:
         """The estimator of a site of this program."""
         return self._chosen[id(site)]
+
+    def key(self, site: Site, key: jax.Array) -> jax.Array:
+        """A site's key."""
+        salt = self.salts.get(site.address)
+        return key if salt is None else jax.random.fold_in(key, salt)
 
     def elements(self, site: Site) -> tuple[int, ...] | None:
         """Shape of the elements that have weights; None where a site has none."""
@@ -67,6 +95,22 @@ class Plan:
 
     # ---- deciding
 
+    def _asked(self, site: Site) -> Estimator | None:
+        return self.asked.get(site.address, site.estimator)
+
+    def _may_be_pathwise(self, site: Site) -> bool:
+        asked = self._asked(site)
+        return Law(site, []).has_rsample if asked is None else asked.pathwise
+
+    def _all_known(self) -> None:
+        addresses = {site.address for site in self.sites}
+        if unknown := self.asked.keys() - addresses:
+            raise UnknownAddressError(
+                "An estimator is given for an address that the program does not have.",
+                address=", ".join(map(show_address, sorted(unknown))),
+                expected=f"one of {', '.join(sorted(map(show_address, addresses)))}",
+            )
+
     def _region(self, region: Any, *, in_loop: bool, strict: bool) -> None:
         jaxpr, _ = _jax.opened(region)
         for eqn in jaxpr.eqns:
@@ -82,9 +126,12 @@ class Plan:
             raise _weighs(site)
         if site.kind != "draw" or id(site) in self._chosen:
             return
-        law = Law(site, [_jax.struct(v) for v in eqn.invars])
+        self.operands[id(site)] = [_jax.struct(v) for v in eqn.invars]
+        law = Law(site, self.operands[id(site)])
         violation = self.violations.get(id(site))
-        chosen = site.estimator
+        chosen = self._asked(site)
+        if site.address in self.asked:
+            _require_usable(law, chosen)
         if chosen is None:
             self._default.add(id(site))
             chosen = _default(law, smooth=violation is None, in_loop=in_loop)
@@ -93,6 +140,7 @@ class Plan:
         if chosen.biased and strict:
             raise _biased(law, chosen)
         self._chosen[id(site)] = chosen
+        self.sites.append(site)
 
     def settle(self, flat: Flat, credit: Credit) -> dict[int, tuple[bool, ...]]:
         """Count the paths, now that it is known which elements are coupled; the couplings.
@@ -148,10 +196,17 @@ class Plan:
         return max(counts) if eqn.primitive is _jax.cond_p else math.prod(counts)
 
 
-def _may_be_pathwise(site: Site) -> bool:
-    if site.estimator is None:
-        return Law(site, []).has_rsample
-    return site.estimator.pathwise
+def _require_usable(law: Law, estimator: Estimator) -> None:
+    """An estimator that is given from outside the program."""
+    estimator.serve(law)
+    if estimator.relaxes and not jnp.issubdtype(law.site.value.dtype, jnp.floating):
+        raise cannot(
+            EstimatorError,
+            estimator,
+            law,
+            "a choice that was drawn as floats",
+            "set it in the program, vx.sample(..., estimator=...), so that the value is a float",
+        )
 
 
 def _default(law: Law, *, smooth: bool, in_loop: bool) -> Estimator:
