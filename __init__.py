@@ -1,7 +1,7 @@
 """varax: a probabilistic programming language on JAX with programmable variational inference."""
 
 from . import kernels
-from .ppl import dist, errors, estimators, objectives
+from .ppl import dist, errors, estimators, objectives, strategies
 from .ppl.fit import FitResult, fit
 from .ppl.functions import (
     assume_smooth,
@@ -56,6 +56,7 @@ __all__ = [
     "scaled",
     "seed",
     "simulate",
+    "strategies",
     "tune_estimators",
     "value_and_grad",
 ]

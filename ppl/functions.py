@@ -12,6 +12,7 @@ from ..transforms import check as _check
 from ..transforms import derivatives as _derivatives
 from ..transforms import expect as _expect
 from ..transforms import seed as _seed
+from ..transforms import strategies
 from ..transforms import tune as _tune
 from ..transforms.choices import Choices
 from ..transforms.signals import learning_signals
@@ -45,6 +46,7 @@ def seed(f: Callable[..., Any]) -> Callable[..., Any]:
 def expect(
     f: Callable[..., Any],
     *,
+    using: strategies.Strategy | None = None,
     strict: bool = False,
     estimators: _expect.Estimators | None = None,
 ) -> Callable[..., Any]:
@@ -56,6 +58,8 @@ def expect(
 
     Args:
         f: a program, or a measure or model.
+        using: how the expectation is taken, one of `varax.strategies`: the mean of n runs,
+            antithetic or quasi-Monte Carlo runs, quadrature, sigma points, enumeration.
         strict: refuse estimators that are biased on purpose.
         estimators: by address (`"z"`, `"local/z"`), in the place of those that f asks for.
 
@@ -65,7 +69,7 @@ def expect(
         UnsoundEstimatorError: a pathwise choice reaches a discontinuous operation.
         BiasedEstimatorError: `strict` and a site is biased.
     """
-    return _expect.expect(_function(f), strict=strict, estimators=estimators)
+    return _expect.expect(_function(f), using=using, strict=strict, estimators=estimators)
 
 
 def value_and_grad(
@@ -73,15 +77,16 @@ def value_and_grad(
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     *,
+    using: strategies.Strategy | None = None,
     strict: bool = False,
     estimators: _expect.Estimators | None = None,
 ) -> Callable[..., Any]:
     """Like `jax.value_and_grad`, key first, of the expectation of f: both unbiased.
 
     `argnums` counts f's own arguments, without the key. Leaves that are not floats (functions in an
-    Equinox module) get None. `strict` and `estimators` as in `vx.expect`.
+    Equinox module) get None. `using`, `strict` and `estimators` as in `vx.expect`.
     """
-    return _derivatives.value_and_grad(_function(f), argnums, has_aux, strict=strict, estimators=estimators)
+    return _derivatives.value_and_grad(_function(f), argnums, has_aux, using=using, strict=strict, estimators=estimators)
 
 
 def grad(
@@ -89,11 +94,12 @@ def grad(
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     *,
+    using: strategies.Strategy | None = None,
     strict: bool = False,
     estimators: _expect.Estimators | None = None,
 ) -> Callable[..., Any]:
     """Like `jax.grad`, key first, of the expectation of f; see `value_and_grad`."""
-    return _derivatives.grad(_function(f), argnums, has_aux, strict=strict, estimators=estimators)
+    return _derivatives.grad(_function(f), argnums, has_aux, using=using, strict=strict, estimators=estimators)
 
 
 def check(

@@ -62,12 +62,15 @@ def test_one_draw_of_measure_valued(x64):
         return drawn(lambda p: d.Normal(p[0], jnp.exp(p[1])), p, estimator)
 
     p = jnp.array([LOGITS, [0.1, -0.3, 0.2]])
-    values = estimator.branch(KEY, law(p)).values  # base, up of each, down of each, wide of each
-    k = jax.vmap(quadratic)(values)[:, 0]
-    base, up, down, wide = k[0], k[1:4], k[4:7], k[7:10]
-    np.testing.assert_array_equal(np.asarray(values[1:] != values[0]), np.tile(np.eye(3), (3, 1)))
-    close(jnp.diag(values[1:4] + values[4:7]), 2 * p[0])  # the two sides mirror each other
-    expected = [(up - down) / (jnp.exp(p[1]) * np.sqrt(2 * np.pi)), wide - base]
+    values = estimator.branch(KEY, law(p)).values  # the draw; five changes of each element
+    np.testing.assert_array_equal(np.asarray(values[1:] != values[0]), np.tile(np.eye(3), (5, 1)))
+    base, wide, *pairs = jnp.split(values, [1, 4, 7, 10, 13])
+    mirrored = [jnp.diag(x) for x in pairs]
+    close(mirrored[0] + mirrored[1], 2 * p[0])
+    close(mirrored[2] + mirrored[3], 2 * p[0])
+    base, wide, up, down, up2, down2 = (jax.vmap(quadratic)(x)[:, 0] for x in (base, wide, *pairs))
+    mean = (up - down + up2 - down2) / 2
+    expected = [mean / (jnp.exp(p[1]) * np.sqrt(2 * np.pi)), wide - base]
     found = jax.grad(lambda p: surrogate(law(p), estimator, KEY, quadratic))(p)
     close(found, jnp.stack(expected))
 
@@ -142,7 +145,7 @@ def test_order_of_variances_of_coins():
         "arm": est.ARM(),
         "disarm": est.DisARM(),
         "rebar": est.REBAR(0.5),
-        "relax": est.RELAX(lambda r: toy(r)[0], 0.5),
+        "relax": est.RELAX(lambda r: jnp.asarray(0.25 * r.size), 0.5),
         "mvd": est.MeasureValued(),
         "two": est.WithoutReplacement(2),
         "top": est.SumAndSample(2),
@@ -153,27 +156,26 @@ def test_order_of_variances_of_coins():
     }
     v = {name: x.var(0).sum() for name, x in found.items()}
     assert v["disarm"] <= v["arm"] <= v["score"], v
-    assert max(v["rebar"], v["relax"]) < v["score"] / 10, v
-    assert max(v["two"], v["top"]) < v["score"], v
-    assert v["mvd"] < v["score"], v
+    assert v["rebar"] < v["score"] / 2, v
+    assert max(v["relax"], v["two"], v["top"]) < v["score"] / 1000, v
+    assert v["mvd"] < 1e-9, v  # the cost is a sum over coins, and each has two values
     (p,) = (sigmoid(np.array([0.3, -0.2, 0.1])),)
     for draws in found.values():
         check_mean(draws, np.asarray(p * (1 - p) * 0.002))
 
 
 def test_coupled_noise_of_measure_valued_derivatives():
-    """For a smooth cost its standard deviation is at most 0.64 times that of separate noise."""
+    """For smooth costs its standard deviation is at most 0.64 times that of separate noise."""
 
-    def cost(x):
-        return jnp.sin(x).sum(keepdims=True) + (x**2).sum(keepdims=True) / 4
+    def cost(x):  # of each element another one
+        functions = (jnp.sin, jnp.cos, jnp.square, jax.nn.softplus, lambda x: jnp.exp(-(x**2)))
+        return sum(f(x[i]) for i, f in enumerate(functions))[None]
 
     def make(p):
         return d.Normal(p[0], jnp.exp(p[1]))
 
-    sd = [
-        gradients(est.MeasureValued(coupled), cost, make, [[0.2, -0.5], [0.1, -0.4]]).std(0)
-        for coupled in (True, False)
-    ]
+    p = [[0.2, -0.5, 1.0, 0.3, 0.6], [-1.0, -0.4, 0.1, -1.0, 0.0]]
+    sd = [gradients(est.MeasureValued(c), cost, make, p).std(0) for c in (True, False)]
     assert (sd[0] <= 0.64 * sd[1]).all(), sd[0] / sd[1]
 
 

@@ -39,8 +39,7 @@ REDUCTIONS = frozenset(
 )
 SCANS = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
 MATRICES = frozenset(  # batches of matrices, the last two axes mixed
-    """cholesky cholesky_update eig eigh lu lu_pivots_to_permutation qr geqrf householder_product
-    svd schur triangular_solve tridiagonal_solve""".split()
+    """cholesky cholesky_update eig eigh lu qr geqrf householder_product svd schur""".split()
 )
 
 
@@ -134,7 +133,7 @@ def _tile(params: Any, ins: Any, out: Any) -> list[AxisMap]:
 
 
 def _reduce(params: Any, ins: Any, out: Any) -> list[AxisMap]:
-    return [_kept(s, params["dimensions"]) if len(s) else {} for s in ins]
+    return [_kept(s, params["dimensions"]) for s in ins]  # initial values have no axes
 
 
 def _split(params: Any, ins: Any, out: Any) -> list[AxisMap]:
@@ -199,13 +198,30 @@ def _scatter(params: Any, ins: Any, out: Any) -> list[AxisMap]:
     indices: AxisMap = {}
     updates: AxisMap = {}
     for i, j in zip(offset, windows, strict=True):
-        if ins[2][j] == out[i] and i not in numbers.scatter_dims_to_operand_dims:
+        if ins[2][j] == out[i]:
             updates[j] = Along(i)
     for i, k in zip(
         numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True
     ):
         indices[k] = updates[places[k]] = Along(i)
     return [_same(ins[0], out), indices, updates]
+
+
+def _triangular_solve(params: Any, ins: Any, out: Any) -> list[AxisMap]:
+    """Systems with one matrix are solved side by side."""
+    n = len(out)
+    mixed = n - 2 if params["left_side"] else n - 1
+    return [_where(ins[0], lambda i: i < n - 2), _where(ins[1], lambda i: i != mixed)]
+
+
+def _tridiagonal_solve(params: Any, ins: Any, out: Any) -> list[AxisMap]:
+    n = len(out)
+    diagonals = [_where(s, lambda i: i < n - 2) for s in ins[:3]]
+    return [*diagonals, _where(ins[3], lambda i: i != n - 2)]
+
+
+def _pivots(params: Any, ins: Any, out: Any) -> list[AxisMap]:
+    return [_where(ins[0], lambda i: i < len(out) - 1)]
 
 
 def _fft(params: Any, ins: Any, out: Any) -> list[AxisMap]:
@@ -221,7 +237,7 @@ def _window(params: Any, ins: Any, out: Any) -> list[AxisMap]:
         strict=True,
     )
     plain = [x == (1, 1, (0, 0), 1) for x in each]
-    return [_where(ins[0], plain.__getitem__)]
+    return [_where(s, plain.__getitem__) for s in ins]  # initial values have no axes
 
 
 def _conv(params: Any, ins: Any, out: Any) -> list[AxisMap]:
@@ -240,11 +256,10 @@ RULES: dict[str, Callable[[Any, Any, Any], list[AxisMap]]] = {
     "dynamic_update_slice": _dynamic_update_slice,
     "fft": _fft,
     "gather": _gather,
+    "lu_pivots_to_permutation": _pivots,
     "pad": _pad,
     "reduce": _reduce,
-    "reduce_window_max": _window,
-    "reduce_window_min": _window,
-    "reduce_window_sum": _window,
+    **dict.fromkeys(map("reduce_window".__add__, ("", "_max", "_min", "_sum")), _window),
     "reshape": _reshape,
     "rev": _rev,
     **dict.fromkeys(map("scatter".__add__, ("", "-add", "-sub", "-mul", "-min", "-max")), _scatter),
@@ -256,5 +271,7 @@ RULES: dict[str, Callable[[Any, Any, Any], list[AxisMap]]] = {
     "tile": _tile,
     "top_k": _top_k,
     "transpose": _transpose,
+    "triangular_solve": _triangular_solve,
+    "tridiagonal_solve": _tridiagonal_solve,
     "unstack": _unstack,
 }

@@ -131,7 +131,7 @@ def check(
     leaves, tree = jax.tree.flatten(args)
     floats = [i for i, x in enumerate(leaves) if is_float(x)]
     if not floats or not sites:
-        return Report(tuple(sites.values()), plan.particles, None)
+        return Report(tuple(sites.values()), plan.runs(), None)
 
     def objective(values: list[Any], key: jax.Array, salts: Mapping[Address, Any]) -> jax.Array:
         full = list(leaves)
@@ -149,7 +149,7 @@ def check(
         dataclasses.replace(site, variance=v, share=v / total if total > 0 else 0.0)
         for site, v in zip(sites.values(), each, strict=True)
     ]
-    return Report(tuple(rows), plan.particles, total)
+    return Report(tuple(rows), plan.runs(), total)
 
 
 def _variances(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from .errors import DifferentiationError, ObjectiveError
 from .expect import Estimators, expect
 from .source import user_line
+from .strategies import Strategy
 
 
 def value_and_grad(
@@ -22,6 +23,7 @@ def value_and_grad(
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     *,
+    using: Strategy | None = None,
     strict: bool = False,
     estimators: Estimators | None = None,
 ) -> Callable[..., Any]:
@@ -31,13 +33,13 @@ def value_and_grad(
         f: a program with a scalar value, or with `has_aux` a pair of a scalar and a pytree.
         argnums: which arguments of f to differentiate, counted without the key.
         has_aux: as in `jax.value_and_grad`.
-        strict, estimators: as in `expect`.
+        using, strict, estimators: as in `expect`.
 
     The gradient has the tree of the argument. Leaves that are not floating-point arrays or numbers
     (functions in an Equinox module, integers) have no derivative: None stands in their place.
     """
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    estimate = expect(f, strict=strict, estimators=estimators)
+    estimate = expect(f, using=using, strict=strict, estimators=estimators)
 
     @functools.wraps(f)
     def wrapped(key: jax.Array, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -86,11 +88,12 @@ def grad(
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     *,
+    using: Strategy | None = None,
     strict: bool = False,
     estimators: Estimators | None = None,
 ) -> Callable[..., Any]:
     """`(key, *args) -> unbiased estimate of the gradient of E[f]`; see `value_and_grad`."""
-    both = value_and_grad(f, argnums, has_aux, strict=strict, estimators=estimators)
+    both = value_and_grad(f, argnums, has_aux, using=using, strict=strict, estimators=estimators)
 
     @functools.wraps(f)
     def wrapped(key: jax.Array, *args: Any, **kwargs: Any) -> Any:

@@ -11,21 +11,26 @@ program is cut into the terms that its outputs are sums of (`credit.py`), run on
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from . import _jax
 from .credit import assign
 from .dependence import Analysis
-from .errors import ObjectiveError
-from .estimators import Estimator
-from .flat import Flat, flatten
+from .errors import EstimatorError, ObjectiveError
+from .estimators import Estimator, Reparam
+from .flat import Flat, Op, flatten
+from .law import Law
+from .noise import NoNoiseError
 from .paths import Fan
 from .plan import Plan
-from .site import Address
+from .site import Address, Site, eqn_has_sites, site_p
 from .staging import stage
+from .strategies import Strategy
 from .weighing import RUNS
 
 
@@ -33,7 +38,11 @@ Estimators = Mapping[str | tuple[str, ...], Estimator]
 
 
 def expect(
-    f: Callable[..., Any], *, strict: bool = False, estimators: Estimators | None = None
+    f: Callable[..., Any],
+    *,
+    using: Strategy | None = None,
+    strict: bool = False,
+    estimators: Estimators | None = None,
 ) -> Callable[..., Any]:
     """`(key, *args) -> estimate of E[f(*args)]`, a pytree like f's.
 
@@ -42,6 +51,7 @@ def expect(
 
     Args:
         f: a program.
+        using: how the expectation is taken (`strategies.py`); one run by default.
         strict: refuse deliberately biased estimators.
         estimators: by address (`"z"`, `"local/z"`), in the place of those that f asks for.
 
@@ -54,7 +64,7 @@ def expect(
     @functools.wraps(f)
     def estimate(key: jax.Array, *args: Any, **kwargs: Any) -> Any:
         staged = stage(lambda: f(*args, **kwargs))
-        plan = Plan(staged.jaxpr, strict=strict, estimators=by_path(estimators))
+        plan = Plan(staged.jaxpr, strict=strict, estimators=by_path(estimators), using=using)
         return staged.rebuild(run(plan, staged.jaxpr, staged.consts, key))
 
     return estimate
@@ -72,8 +82,13 @@ def run(plan: Plan, jaxpr: Any, operands: list[Any], key: jax.Array) -> list[Any
     credit = assign(flat, Analysis(plan.elements))
     coupled = plan.settle(flat, credit)
 
-    def once(key: jax.Array) -> list[Any]:
+    chosen = _chosen_noise(plan, flat)
+    dimension = sum(math.prod(shape) for shape in chosen.values())
+
+    def once(key: jax.Array, noise: jax.Array | None = None) -> list[Any]:
         fan = Fan(plan, flat, credit, coupled)
+        if noise is not None:
+            fan.noise = _cut(noise, chosen)
         fan.run(operands, key)
         outs = fan.outputs()
         if added := fan.weights.added() + _errors(fan):
@@ -81,10 +96,60 @@ def run(plan: Plan, jaxpr: Any, operands: list[Any], key: jax.Array) -> list[Any
             outs[0] = outs[0] + sum(fan.mean_of(x) for x in added).astype(outs[0].dtype)
         return outs
 
-    if (n := plan.particles) == 1:
+    if (n := plan.runs(dimension)) == 1 and not plan.using.chooses:
         return once(key)
-    outs = jax.vmap(once, axis_name=RUNS)(jax.random.split(key, n))
-    return [_mean(x) if at in flat.random else x[0] for x, at in zip(outs, flat.outs, strict=True)]
+    many = jax.random.split(key, n)
+    if plan.using.chooses:
+        points = plan.using.points(jax.random.fold_in(key, n), dimension)  # [n, dimension]
+        outs = jax.vmap(once, axis_name=RUNS)(many, points)
+    else:
+        outs = jax.vmap(once, axis_name=RUNS)(many)
+    weights = plan.using.weights(dimension) if plan.using.runs(dimension) == n else [1 / n] * n
+    averaged = functools.partial(_mean, weights=jnp.asarray(weights))
+    return [averaged(x) if at in flat.random else x[0] for x, at in zip(outs, flat.outs, strict=True)]
+
+
+def _chosen_noise(plan: Plan, flat: Flat) -> dict[int, tuple[int, ...]]:
+    """The choices whose noise the strategy chooses, by number among what draws, with their shape."""
+    found: dict[int, tuple[int, ...]] = {}
+    if not plan.using.chooses:
+        return found
+    for i, op in enumerate(op for op in flat.ops if eqn_has_sites(op.eqn)):
+        site = op.eqn.params.get("site") if op.eqn.primitive is site_p else None
+        if site is not None and site.kind == "draw" and _from_noise(plan, site, op):
+            found[i] = site.shape
+        elif plan.using.exact and site is not None and site.kind == "draw":
+            if isinstance(plan.estimator(site), Reparam):
+                raise EstimatorError(
+                    f"{type(plan.using).__name__} cannot place this choice.",
+                    address=site.address,
+                    expected="a normal, or a continuous scalar with an icdf",
+                    got=Law(site, []).name,
+                    where=site.line,
+                    fix="give it an estimator of its own, such as Score()",
+                )
+    return found
+
+
+def _from_noise(plan: Plan, site: Site, op: Op) -> bool:
+    if type(plan.estimator(site)) is not Reparam:
+        return False
+    structs = [_jax.struct(v) for v in op.eqn.invars]
+    try:
+        jax.eval_shape(Law.of_noise(site), structs, jax.ShapeDtypeStruct(site.shape, site.value.dtype))
+    except NoNoiseError:
+        return False
+    return True
+
+
+def _cut(noise: jax.Array, chosen: dict[int, tuple[int, ...]]) -> dict[int, jax.Array]:
+    """One run's noise, shared out."""
+    parts, at = {}, 0
+    for number, shape in chosen.items():
+        size = math.prod(shape)
+        parts[number] = noise[at : at + size].reshape(shape)
+        at += size
+    return parts
 
 
 def _errors(fan: Fan) -> list[Any]:
@@ -101,8 +166,9 @@ def _errors(fan: Fan) -> list[Any]:
     return fan.weights.errors(jax.lax.stop_gradient(signals))
 
 
-def _mean(x: jax.Array) -> jax.Array:
-    return x.mean(0) if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float).mean(0)
+def _mean(x: jax.Array, weights: jax.Array) -> jax.Array:
+    x = x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)
+    return jnp.tensordot(weights.astype(x.dtype), x, 1)
 
 
 def _require_scalar(flat: Flat) -> None:

@@ -63,7 +63,7 @@ def find(
     with density.watch():
         staged = stage(program)
     plan = Plan(staged.jaxpr, estimators=estimators)
-    runs = [key] if plan.particles == 1 else jax.random.split(key, plan.particles)
+    runs = [key] if plan.runs() == 1 else jax.random.split(key, plan.runs())
     keys = [*runs, *jax.random.split(key, TRIES)] if plan.branches(staged.jaxpr) else runs
     for attempt in keys:
         look = _Look(plan, attempt)

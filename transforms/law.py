@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from .arrays import repeated
 from .errors import CapabilityError
 from .measures import Masked, element_support, innermost, is_reparameterizable, log_prob, single
+from .noise import from_normal
 from .site import Address, Site, as_one_equation, held_with, over_lanes, unpack
 
 
@@ -119,6 +121,17 @@ class Law:
     def rsample(self, key: jax.Array) -> jax.Array:
         """A draw that is differentiable in the parameters."""
         return rsample(self.site, self.operands, key)
+
+    @staticmethod
+    def of_noise(site: Site) -> Callable[[list[Any], jax.Array], jax.Array]:
+        """`(operands, z) -> value`, what the site's law makes of standard normal noise."""
+
+        def place(operands: list[Any], z: jax.Array) -> jax.Array:
+            bare, operands = site.bare(operands)
+            x = over_lanes(bare, lambda m, _, z: from_normal(m, z), operands, z)
+            return x.astype(site.value.dtype)
+
+        return place
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Log density of each element, shape `elements`."""

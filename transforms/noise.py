@@ -96,6 +96,24 @@ RULES: tuple[tuple[Any, Rule, Rule], ...] = (
 )
 
 
+def from_normal(measure: Any, z: jax.Array) -> jax.Array:
+    """What `measure` makes of standard normal noise, smooth in it; z has the value's shape."""
+    if isinstance(measure, Masked):
+        return measure.fill(from_normal(measure.shielded(), z))
+    if isinstance(measure, (Scaled, npd.Independent, npd.ExpandedDistribution)):
+        return from_normal(measure.base if isinstance(measure, Scaled) else measure.base_dist, z)
+    if isinstance(measure, npd.TransformedDistribution) and not isinstance(measure, npd.Gumbel):
+        value = from_normal(measure.base_dist, z)
+        for transform in measure.transforms:
+            value = transform(value)
+        return value
+    if isinstance(measure, (npd.Normal, npd.MultivariateNormal)):
+        return value_from(measure, z)
+    if getattr(measure, "is_discrete", True) or getattr(measure, "event_shape", ()):
+        raise NoNoiseError(type(measure).__name__)
+    return _quantile(measure, "icdf", jax.scipy.special.ndtr(z))
+
+
 class NoNoiseError(VaraxError):
     """A distribution whose noise cannot be recovered from a draw; the caller adds the address."""
 

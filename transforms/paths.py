@@ -42,6 +42,7 @@ class Fan:
         self.values: dict[int, Spread] = {}
         self.joint: dict[int, Spread] = {}  # weights by axis, of choices whose elements are coupled
         self.weights = Weights(self.axes, plan, credit)
+        self.noise: dict[int, jax.Array] = {}  # of smooth choices, where a strategy chose it
 
     # ---- evaluation
 
@@ -84,6 +85,9 @@ class Fan:
             repeat = eqn.primitive is _jax.jit_p
             return self.axes.apply(lambda *xs: _jax.bind_again(eqn, list(xs)), *ins, repeat=repeat)
         key = keys.at(op.path)
+        if (noise := self.noise.get(drawing)) is not None:
+            place = Law.of_noise(eqn.params["site"])
+            return self.axes.apply(lambda *xs: [place(list(xs), noise)], *ins)
         if not self.plan.branches_at(eqn):
             return self._one_value(eqn, ins, drawing, key)
         if eqn.primitive is site_p:

@@ -27,6 +27,7 @@ from .estimators import Branching, Enumerate, Estimator, LeaveOneOut, Reparam, S
 from .estimators.base import cannot
 from .law import Law
 from .site import Address, Site, eqn_has_sites, has_sites, site_p
+from .strategies import Strategy
 
 if TYPE_CHECKING:
     from .credit import Credit
@@ -46,7 +47,9 @@ class Plan:
         *,
         strict: bool = False,
         estimators: Mapping[Address, Estimator] | None = None,
+        using: Strategy | None = None,
     ):
+        self.using = Strategy() if using is None else using
         self.asked = dict(estimators or {})  # by address, before what the program says
         self.salts: dict[Address, Any] = {}  # what to fold into the key of some sites
         self._jaxpr = jaxpr  # keeps the sites alive, whose ids are the keys
@@ -88,9 +91,14 @@ class Plan:
             return isinstance(self._chosen.get(id(eqn.params["site"])), Branching)
         return eqn_has_sites(eqn) and any(map(self.branches, _jax.subjaxprs(eqn)))
 
+    def runs(self, dimension: int = 0) -> int:
+        """How many times the program runs, at least as often as a baseline wants to compare."""
+        n = self.using.runs(dimension)
+        return n if n > 1 else self.compared
+
     @property
-    def particles(self) -> int:
-        """How many runs of the program the baselines compare."""
+    def compared(self) -> int:
+        """The most runs that a leave-one-out baseline asks for."""
         return max((getattr(e, "particles", 1) for e in self._chosen.values()), default=1)
 
     # ---- deciding
@@ -132,6 +140,8 @@ class Plan:
         chosen = self._asked(site)
         if site.address in self.asked:
             _require_usable(law, chosen)
+        if chosen is None:
+            chosen = self.using.default(law)
         if chosen is None:
             self._default.add(id(site))
             chosen = _default(law, smooth=violation is None, in_loop=in_loop)

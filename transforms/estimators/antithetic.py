@@ -12,7 +12,7 @@ from ..law import Law
 from ..measures import is_discrete
 from ..site import over_lanes
 from .base import Branches, Branching, cannot
-from .parts import change, class_log_probs, element, filled, parameter
+from .parts import change, class_log_probs, element, filled, mirrored_uniform, parameter
 
 
 class _Coins(Branching):
@@ -121,16 +121,10 @@ class Antithetic(Branching):
             x = law.rsample(key)
             mirrored = 2 * parameter(law, "loc", len(law.event_shape)) - x
         else:
-            u = uniforms(key, law)
+            u = mirrored_uniform(key, law.site.value.update(shape=law.elements))
             x, mirrored = quantile(law, u), quantile(law, 1 - u)
         values = filled(law, jnp.stack([x, mirrored]))
         return Branches(values, jnp.full((2, *law.groups), 0.5, values.dtype))
-
-
-def uniforms(key: jax.Array, law: Law) -> jax.Array:
-    """Uniform on the midpoints of 2^23 cells of (0, 1), so that 1 - u is exact; `[*elements]`."""
-    u = jax.random.uniform(key, law.elements, law.site.value.dtype)
-    return (jnp.floor(u * 2**23) + 0.5) / 2**23
 
 
 def quantile(law: Law, u: jax.Array) -> jax.Array:

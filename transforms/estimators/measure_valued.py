@@ -16,7 +16,7 @@ from jax.scipy.special import gammaln
 from ..errors import EstimatorError
 from ..law import Law
 from .base import Branches, Branching, cannot
-from .parts import change, class_log_probs, filled, parameter, support
+from .parts import change, class_log_probs, filled, mirrored_uniform, parameter, support
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,11 @@ class MeasureValued(Branching):
 
     Args:
         coupled_noise: p+, p- and the law itself share their noise, which makes differences of
-            smooth k small: the Rayleigh variate of both sides is one, a normal variate is the
-            Maxwell variate times a uniform one, Gamma(a + 1) is Gamma(a) plus an exponential.
+            smooth k small. Normal, loc: both sides have the same Rayleigh variate, so that even
+            parts of k cancel, and the mean is taken with the variate of 1 - u, so that odd parts
+            cancel (two more runs for an element: P = 5, else 3). Normal, scale: the Maxwell and
+            the normal variate have the same u. Gamma(a + 1) is Gamma(a) plus an exponential
+            variate; Poisson + 1 is the draw plus one.
 
     Pflug 1989; Mohamed, Rosca, Figurnov and Mnih 2020, section 6.
     """
@@ -66,11 +69,13 @@ class MeasureValued(Branching):
             )
 
     def count(self, law: Law) -> int:
-        perturbed, _ = _rule(law) or (1, _finite)
+        perturbed = 1
+        if issubclass(law.distribution, (npd.Normal, npd.LogNormal)):
+            perturbed = 5 if self.coupled_noise else 3
         return 1 + perturbed * law.coupled_count
 
     def branch(self, key: jax.Array, law: Law) -> Branches:
-        _, rule = _rule(law) or (1, _finite)
+        rule = _rule(law) or _finite
         x, others, log_weight = stop_values(rule(key, law, self.coupled_noise))
         chosen = one_at_a_time(law)  # [n, *elements]
         values, weights = [x[None]], []
@@ -116,23 +121,33 @@ def one_at_a_time(law: Law) -> jax.Array:
 
 def _normal(key: jax.Array, law: Law, coupled: bool) -> Perturbed:
     loc, scale = parameter(law, "loc"), parameter(law, "scale")
-    keys = jax.random.split(key, 5)
-    up = down = _rayleigh(keys[0], loc)
+    keys = jax.random.split(key, 4)
+    u = mirrored_uniform(keys[0], loc)
     maxwell = jnp.linalg.norm(jax.random.normal(keys[1], (3, *loc.shape), loc.dtype), axis=0)
-    maxwell *= jax.random.rademacher(keys[2], loc.shape, loc.dtype)
-    normal = maxwell * jax.random.uniform(keys[3], loc.shape, loc.dtype)
-    if not coupled:
-        down, normal = _rayleigh(keys[4], loc), jax.random.normal(keys[3], loc.shape, loc.dtype)
+    sign = jax.random.rademacher(keys[2], loc.shape, loc.dtype)
     for_loc = change(loc) / (stop_gradient(scale) * math.sqrt(2 * math.pi))
     for_scale = change(scale) / stop_gradient(scale)
-    return Perturbed(
-        loc + scale * normal,
-        [
-            (loc + scale * up, for_loc),
-            (loc - scale * down, -for_loc),
-            (loc + scale * maxwell, for_scale),
-        ],
-    )
+    if coupled:
+        normal = sign * _normal_like(maxwell)
+        sizes = [(w, w, for_loc / 2) for w in (_rayleigh(u), _rayleigh(1 - u))]
+    else:
+        normal = jax.random.normal(keys[3], loc.shape, loc.dtype)
+        sizes = [(_rayleigh(u), _rayleigh(mirrored_uniform(keys[3], loc)), for_loc)]
+    others = [(loc + scale * sign * maxwell, for_scale)]
+    for up, down, weight in sizes:
+        others += [(loc + scale * up, weight), (loc - scale * down, -weight)]
+    return Perturbed(loc + scale * normal, others)
+
+
+def _rayleigh(u: jax.Array) -> jax.Array:
+    return jnp.sqrt(-2 * jnp.log(u))
+
+
+def _normal_like(m: jax.Array) -> jax.Array:
+    """The quantile of the half-normal law at the probability of a Maxwell variate."""
+    above = jax.scipy.special.erfc(m / math.sqrt(2))
+    above += math.sqrt(2 / math.pi) * m * jnp.exp(-(m**2) / 2)
+    return -jax.scipy.special.ndtri(jnp.minimum(above / 2, 0.5))
 
 
 def _lognormal(key: jax.Array, law: Law, coupled: bool) -> Perturbed:
@@ -181,19 +196,15 @@ def _take(x: jax.Array, at: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, at[None], 0)[0]
 
 
-def _rayleigh(key: jax.Array, like: jax.Array) -> jax.Array:
-    return jnp.sqrt(2 * jax.random.exponential(key, like.shape, like.dtype))
-
-
 Rule = Callable[[Any, Law, bool], Perturbed]
-RULES: dict[type, tuple[int, Rule]] = {  # how many perturbed values, and the rule
-    npd.Normal: (3, _normal),
-    npd.LogNormal: (3, _lognormal),
-    npd.Gamma: (1, _gamma),
-    npd.Exponential: (1, _exponential),
-    npd.Poisson: (1, _poisson),
+RULES: dict[type, Rule] = {
+    npd.Normal: _normal,
+    npd.LogNormal: _lognormal,
+    npd.Gamma: _gamma,
+    npd.Exponential: _exponential,
+    npd.Poisson: _poisson,
 }
 
 
-def _rule(law: Law) -> tuple[int, Rule] | None:
+def _rule(law: Law) -> Rule | None:
     return next((rule for kind, rule in RULES.items() if issubclass(law.distribution, kind)), None)

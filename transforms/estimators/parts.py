@@ -71,3 +71,9 @@ def per_lane(law: Law, x: Any) -> jax.Array:
     """An estimator's scalar, which a vmap may have mapped, broadcastable to the elements."""
     x = jnp.asarray(x)
     return x.reshape(x.shape + (1,) * (len(law.elements) - x.ndim)) if x.ndim else x
+
+
+def mirrored_uniform(key: jax.Array, like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+    """Uniform on the midpoints of 2^23 cells of (0, 1), so that 1 - u is exact in float32 too."""
+    u = jax.random.uniform(key, like.shape, like.dtype)
+    return (jnp.floor(u * 2**23) + 0.5) / 2**23
