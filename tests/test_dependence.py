@@ -93,35 +93,49 @@ def allowed(entry, shape_in, shape_out):
     return may
 
 
-def dependences(function, args, seeds=(0, 1)):
-    """Of each output on each input, [*out, *in]: what changes if one entry of one input changes."""
-    args = [np.asarray(x, float) for x in args]
+def dependences(made, seeds=(0, 1)):
+    """For each `(function, args)`, of each output on each input, [*out, *in]: what changes if one
+    entry of one input changes. The functions are compiled together, to save time.
+    """
+    made = [(function, [np.asarray(x, float) for x in args]) for function, args in made]
+    points = [np.concatenate([_around(args, seed) for seed in seeds]) for _, args in made]
+
+    def run(*points):
+        outs = []
+        for (function, args), rows in zip(made, points, strict=True):
+            outs.append(lax.map(functools.partial(_at, function, args), rows))
+        return outs
+
+    outs = jax.jit(run, compiler_options=QUICKLY)(*points)
+    pairs = zip(made, outs, strict=True)
+    return [[_moved(np.asarray(x), args, len(seeds)) for x in out] for (_, args), out in pairs]
+
+
+CHANGES = (0.4, -7.3, 9.1)
+
+
+def _around(args, seed):
+    """A point, and what is one change of one entry away from it."""
+    base = np.concatenate([x.ravel() for x in args])
+    if seed:
+        base = np.random.default_rng(seed).normal(size=base.shape)
+    return np.concatenate([base[None], *(base + change * np.eye(len(base)) for change in CHANGES)])
+
+
+def _at(function, args, point):
+    parts = jnp.split(point, np.cumsum([x.size for x in args])[:-1])
+    outs = function(*(p.reshape(x.shape) for p, x in zip(parts, args, strict=True)))
+    return [jnp.asarray(x) for x in jax.tree.leaves(outs)]
+
+
+def _moved(out, args, seeds):
+    """Of one output: whether an entry of each argument moves it."""
     sizes = [x.size for x in args]
-    flat = np.concatenate([x.ravel() for x in args])
-    points = []
-    for seed in seeds:
-        base = flat if seed == 0 else np.random.default_rng(seed).normal(size=flat.shape)
-        changes = [base + delta * np.eye(len(flat)) for delta in (0.4, -7.3, 9.1)]
-        points.append(np.concatenate([base[None], *changes]))
-    cuts = np.cumsum(sizes)[:-1]
-
-    def one(point):
-        parts = jnp.split(point, cuts)
-        outs = function(*(p.reshape(x.shape) for p, x in zip(parts, args, strict=True)))
-        return [jnp.asarray(x) for x in jax.tree.leaves(outs)]
-
-    run = jax.jit(lambda points: lax.map(one, points), compiler_options=QUICKLY)
-    outs = [np.asarray(x) for x in run(np.concatenate(points))]
-    found = []
-    for out in outs:
-        by_seed = out.reshape(len(seeds), 1 + 3 * len(flat), *out.shape[1:])
-        base, changed = by_seed[:, :1], by_seed[:, 1:]
-        moved = differs(changed, base).reshape(len(seeds), 3, len(flat), *out.shape[1:])
-        moved = np.moveaxis(moved.any((0, 1)), 0, -1)  # [*out, inputs' entries]
-        parts = np.split(moved, cuts, axis=-1)
-        pairs = zip(parts, args, strict=True)
-        found.append([p.reshape(p.shape[:-1] + x.shape) for p, x in pairs])
-    return found
+    by_seed = out.reshape(seeds, -1, *out.shape[1:])
+    base, changed = by_seed[:, :1], by_seed[:, 1:]
+    moved = differs(changed, base).reshape(seeds, len(CHANGES), sum(sizes), *out.shape[1:])
+    parts = np.split(np.moveaxis(moved.any((0, 1)), 0, -1), np.cumsum(sizes)[:-1], axis=-1)
+    return [p.reshape(p.shape[:-1] + x.shape) for p, x in zip(parts, args, strict=True)]
 
 
 def differs(x, y):
@@ -130,9 +144,8 @@ def differs(x, y):
     return x != y
 
 
-def check_sound(function, args, truth=None):
+def check_sound(function, args, truth):
     found, shapes = analyse(function, *args)
-    truth = dependences(function, args) if truth is None else truth
     for entries, shape, true in zip(found, shapes, truth, strict=True):
         for entry, arg, needed in zip(entries, args, true, strict=True):
             may = allowed(entry, np.shape(arg), shape)
@@ -194,6 +207,9 @@ def doubled(x, y):
 doubled.defjvp(lambda p, t: (doubled(*p), 2 * t[0] + t[1]))
 tripled = jax.custom_vjp(lambda x, y: 3 * x * y)
 tripled.defvjp(lambda x, y: (3 * x * y, (x, y)), lambda r, g: (3 * g * r[1], 3 * g * r[0]))
+
+MERGES = "a vmap merges the lanes with an axis"
+WHILE = "a vmapped while loop goes on while any lane does"
 
 CASES = [
     # elementwise, also to integers and booleans
@@ -315,10 +331,10 @@ CASES = [
     ("abd->a..", lambda x: [jnp.linalg.cholesky(spd(x)), jnp.linalg.inv(spd(x)), *jnp.linalg.qr(x)]),
     ("abd->a", lambda x: [jnp.linalg.det(spd(x)), jnp.linalg.slogdet(spd(x))[1]]),
     ("abd->a.", lambda x: [jnp.linalg.eigh(spd(x))[0], jnp.linalg.svd(x, compute_uv=False)]),
-    ("abd->a..", lambda x: [jnp.linalg.eigh(spd(x))[1], *jax.scipy.linalg.lu(spd(x))[1:]]),
+    ("abd->a..", lambda x: [jnp.linalg.eigh(spd(x))[1], *jax.vmap(jax.scipy.linalg.lu)(x)]),
     ("abd,ab->a.", lambda x, y: jnp.linalg.solve(spd(x), y[..., None])[..., 0]),
-    ("bd,ab->a.", lambda x, y: jax.vmap(lambda y: jnp.linalg.solve(spd(x), y))(y)),
-    ("abd,abc->a.c", lambda x, y: lax.linalg.triangular_solve(lower(x), y, left_side=True)),
+    ("bd,ab->a.", lambda x, y: jax.vmap(lambda y: jnp.linalg.solve(spd(x), y))(y), MERGES),
+    ("abd,abc->a.c", lambda x, y: lax.linalg.triangular_solve(lower(x), y, left_side=True), MERGES),
     ("ab,ab->a.", lambda x, y: jax.vmap(lambda x, y: thomas(x, y))(x, y)),
     (
         "abd,ab->a.",
@@ -326,6 +342,7 @@ CASES = [
     ),
     ("abd->a..", lambda x: jax.vmap(lambda x: jnp.linalg.eig(x)[1])(x)),
     ("bd->..", lambda x: lax.linalg.schur(x)[0]),
+    ("abd->a.", lambda x: lax.linalg.lu_pivots_to_permutation(lax.linalg.lu(x)[1], 4)),
     ("bd,b->", lambda x, y: lax.linalg.cholesky_update(lower(x).T, y)),
     ("abd->a..", lambda x: lax.linalg.householder_product(x, x[:, 0])),
     ("ab->ab", lambda x: lax.custom_linear_solve(lambda v: 2 * v, x, lambda f, b: b / 2)),
@@ -339,9 +356,9 @@ CASES = [
             lambda v: spd(x) @ v, y, lambda f, b: jnp.linalg.inv(spd(x)) @ b
         ),
     ),
-    ("abck->a...", lambda x: lax.conv(x, jnp.ones((2, 4, 2, 2)), (1, 1), "SAME")),
-    ("abck,ab->a...", lambda x, y: lax.conv(x * y[..., None, None], jnp.ones((2, 4, 1, 1)), (1, 1), "SAME")),
-    ("bcdk->....", lambda x: grouped(x)),
+    ("abck->a...", lambda x: lax.conv(x, jnp.ones((2, 4, 2, 2)), (1, 1), "SAME"), MERGES),
+    ("bck,b->...", lambda x, y: lax.conv(y[None, :, None, None] * x, jnp.ones((2, 4, 1, 1)), (1, 1), "SAME")[0]),
+    ("bcdk->....", lambda x: grouped(x), MERGES),
     # control flow
     ("ab,b->ab", jax.jit(lambda x, y: jnp.sin(x) + y)),
     ("ab,b->ab", jax.checkpoint(lambda x, y: jnp.sin(x) + y)),
@@ -369,8 +386,8 @@ CASES = [
     ("a,a->.", lambda x, y: lax.fori_loop(0, 3, lambda i, c: jnp.roll(c, 1) + y, x)),
     ("a,a->", lambda x, y: lax.fori_loop(0, 3, lambda i, c: (c[1], c[0] + 1), (x, y))),
     ("ab->.b", lambda x: lax.fori_loop(0, 3, lambda i, c: c.at[i].set(x[2 - i]), jnp.zeros((3, 4)))),
-    ("ab->", lambda x: lax.while_loop(lambda c: c[0].sum() < 20, lambda c: (c[0] + 9, c[1] + 1), (x, 0))),
-    ("a->", lambda x: lax.while_loop(lambda c: (c < 9).any(), lambda c: c + 1, x)),
+    ("ab->", lambda x: lax.while_loop(lambda c: c[0].sum() < 20, lambda c: (c[0] + 9, c[1] + 1), (x, 0)), WHILE),
+    ("a->", lambda x: lax.while_loop(lambda c: (c < 9).any(), lambda c: c + 1, x), WHILE),
     ("t<u<->tu", lambda x: two_loops(x)),
     ("t<u->t.", lambda x: carried_in_both(x)),
     ("tau->ta", lambda x: lax.map(jax.vmap(lambda r: lax.scan(add_sin, 0.0, r)[0]), x)),
@@ -437,25 +454,26 @@ def name(case):
     return case[0] if isinstance(case, tuple) else None
 
 
+TOGETHER = 20
+
+
 @functools.cache
-def truth(at):
-    spec, function = CASES[at]
+def truths(start):
     with jax.enable_x64(True):
-        return dependences(function, inputs(spec))
+        return dependences([(f, inputs(spec)) for spec, f, *_ in CASES[start : start + TOGETHER]])
+
+
+def truth(at):
+    return truths(at - at % TOGETHER)[at % TOGETHER]
 
 
 ALL = pytest.mark.parametrize("at", range(len(CASES)), ids=lambda i: f"{i}: {CASES[i][0]}")
 
 
 @ALL
-def test_sound(at):
-    spec, function = CASES[at]
+def test_case(at):
+    spec, function, *_ = CASES[at]
     check_sound(function, inputs(spec), truth(at))
-
-
-@ALL
-def test_precise(at):
-    spec, function = CASES[at]
     check_precise(function, inputs(spec), spec)
 
 
@@ -491,12 +509,14 @@ def over(function, mapped, by):
 @pytest.mark.parametrize("by", ["vmap", "scan"])
 def test_lanes(at, by):
     """Of a vmapped or scanned function each lane is what the function is."""
-    spec, function = CASES[at]
+    spec, function, *loses = CASES[at]
     count = len(inputs(spec))
+    if "cholesky_update" in primitives(function, inputs(spec)) and by == "vmap":
+        pytest.skip("JAX has no batching rule")
     for mapped in masks(count):
         lanes, full = over(function, mapped, by), lane_by_lane(spec, mapped)
         args = inputs(full)
-        if not (by == "vmap" and "while" in primitives(function, inputs(spec))):
+        if by == "scan" or not loses:
             check_precise(lanes, args, full)
         found, shapes = analyse(lanes, *args)
         for entries, shape, true in zip(found, shapes, truth(at), strict=True):
@@ -526,7 +546,7 @@ def primitives(function, args):
 
 
 def test_every_rule_has_a_case():
-    seen = set().union(*(primitives(f, inputs(spec)) for spec, f in CASES))
+    seen = set().union(*(primitives(f, inputs(spec)) for spec, f, *_ in CASES))
     sets = (axis_rules.ELEMENTWISE, axis_rules.REDUCTIONS, axis_rules.SCANS, axis_rules.MATRICES)
     known = set(axis_rules.RULES).union(*sets)
     seldom = {"copy_p", "copy", "name", "sharding_constraint", "add_any", "conj", "geqrf", "random_gamma_grad"}
@@ -538,7 +558,7 @@ def test_what_has_no_rule_is_taken_as_a_whole():
         shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
         return jax.pure_callback(lambda x: np.flip(x), shape, x)
 
-    check_sound(call, [np.ones(3)], [[np.eye(3)[::-1].astype(bool)[::1]]])
+    check_sound(call, [np.ones(3)], [[np.eye(3, dtype=bool)[::-1]]])
     ((entry,),), _ = analyse(call, np.ones(3))
     assert entry == (1, None)
 
@@ -698,11 +718,11 @@ def padded(x):
     return x.reshape(1) if x.ndim == 0 else x
 
 
-@pytest.mark.parametrize("first", range(0, 240, 12))
+@pytest.mark.parametrize("first", range(0, 200, TOGETHER))
 def test_random_compositions(first):
-    made = [composition(seed) for seed in range(first, first + 12)]
-    for function, args in made:
-        check_sound(function, args)
+    made = [composition(seed) for seed in range(first, first + TOGETHER)]
+    for (function, args), true in zip(made, dependences(made), strict=True):
+        check_sound(function, args, true)
 
 
 # ---- random choices: parameters -> elements
@@ -785,7 +805,8 @@ def test_law(spec, program):
     seeded = vx.seed(program)
     key = jax.random.key(0)
     check_precise(program, args, spec)
-    check_sound(program, args, dependences(lambda *xs: seeded(key, *xs), args))
+    (true,) = dependences([(lambda *xs: seeded(key, *xs), args)], seeds=(0,))
+    check_sound(program, args, true)
 
 
 def test_the_elements_of_a_draw_are_sources():

@@ -442,7 +442,7 @@ def test_bad_settings(make, says):
 
 def test_one_hot_categorical():
     """It is the categorical law, with vectors for values."""
-    logits = jnp.array([[0.2, -0.4, 1.0], [0.0, 0.0, -jnp.inf]])
+    logits = jnp.array([[0.2, -0.4, 1.0], [0.0, 0.0, -200.0]])
     law = OneHotCategorical(logits=logits)
     x = law.sample(jax.random.key(0), (1000,))
     assert x.shape == (1000, 2, 3) and (x.sum(-1) == 1).all() and not x[:, 1, 2].any()

@@ -56,7 +56,7 @@ def axis_map(eqn: _jax.JaxprEqn) -> list[AxisMap]:
         order = -1 if eqn.params["reverse"] else 1
         return [_same(s, out) | {eqn.params["axis"]: Along(eqn.params["axis"], order)} for s in ins]
     if name in MATRICES:
-        return [_same(s[:-2], out[: len(s) - 2]) for s in ins]
+        return [_where(s, lambda i: i < len(ins[0]) - 2) for s in ins]
     if rule := RULES.get(name):
         return rule(eqn.params, ins, out)
     return [{} for _ in ins]

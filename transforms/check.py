@@ -27,6 +27,7 @@ from .flat import flatten
 from .law import Law
 from .plan import Plan
 from .site import Address, Site
+from .soundness import Violation
 from .staging import stage
 
 
@@ -192,19 +193,20 @@ def _describe(plan: Plan, credit: Credit, coupled: dict[int, Any], site: Site) -
         Law(site, []).name,
         estimator,
         not estimator.biased,
-        _why(estimator),
+        _why(estimator, plan.demoted.get(id(site))),
         _credit(credit, numbers) if estimator.weighs else "its path",
         max(runs, getattr(estimator, "particles", 1)),
     )
 
 
-def _why(estimator: Estimator) -> str:
+def _why(estimator: Estimator, obstacle: Violation | None) -> str:
     if estimator.biased:
         return "no: biased on purpose"
     first = "" if estimator.order is None else ", first derivative"
     if estimator.pathwise:
         return "continuous in the value" + first
-    return "for every program" + first
+    path = f"; a path would meet {obstacle.operation} at {obstacle.line}" if obstacle else ""
+    return "for every program" + first + path
 
 
 def _credit(credit: Credit, numbers: list[int]) -> str:

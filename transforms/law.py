@@ -19,7 +19,15 @@ import jax.numpy as jnp
 
 from .arrays import repeated
 from .errors import CapabilityError
-from .measures import Masked, element_support, innermost, is_reparameterizable, log_prob, single
+from .measures import (
+    Masked,
+    element_support,
+    innermost,
+    is_reparameterizable,
+    log_prob,
+    named,
+    single,
+)
 from .noise import from_normal
 from .site import Address, Site, as_one_equation, held_with, over_lanes, unpack
 
@@ -58,7 +66,7 @@ class Law:
     @property
     def distribution(self) -> type:
         """The class of the distribution of one element."""
-        return type(single(self.template))
+        return type(named(self.template))
 
     @property
     def name(self) -> str:
@@ -161,7 +169,7 @@ class Law:
         batch = self.elements[len(self.site.lanes) :]
 
         def one(measure: Any, _: Any) -> jax.Array:
-            x = jnp.asarray(getattr(single(measure), name), float)
+            x = jnp.asarray(getattr(named(measure), name), float)
             return jnp.broadcast_to(x, batch + x.shape[x.ndim - event_dim :])
 
         return over_lanes(self.site, one, self.operands)

@@ -156,6 +156,14 @@ def single(measure: Any) -> Any:
     return measure
 
 
+def named(measure: Any) -> Any:
+    """The distribution of one element, expansion looked through: for its type and parameters."""
+    measure = single(measure)
+    while isinstance(measure, npd.ExpandedDistribution):
+        measure = measure.base_dist
+    return measure
+
+
 def _independent(measure: Any) -> bool:
     wrappers = (npd.Independent, npd.ExpandedDistribution, npd.MaskedDistribution)
     if isinstance(measure, npd.Independent):
@@ -184,9 +192,7 @@ def element_support(measure: Any) -> Array | None:
     An element is one entry of the batch; an `Independent` wrapper is looked through, so its
     elements are those of the distribution inside.
     """
-    measure = single(measure)
-    while isinstance(measure, npd.ExpandedDistribution):
-        measure = measure.base_dist
+    measure = named(measure)
     if not getattr(measure, "has_enumerate_support", False):
         return None
     try:

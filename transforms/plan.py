@@ -8,7 +8,7 @@ them; else the score function with a leave-one-out baseline.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -20,12 +20,13 @@ from .errors import (
     CapabilityError,
     EnumerationError,
     EstimatorError,
+    RelaxationError,
     UnknownAddressError,
     show_address,
 )
 from .estimators import Branching, Enumerate, Estimator, LeaveOneOut, Reparam, Score
 from .estimators.base import cannot
-from .law import Law
+from .law import Law, is_finite
 from .site import Address, Site, eqn_has_sites, has_sites, site_p
 from .strategies import Strategy
 
@@ -58,7 +59,8 @@ class Plan:
         self.sites: list[Site] = []  # the random choices, in program order
         self._default: set[int] = set()  # sites that the user left to us
         self._branching: dict[int, tuple[Any, bool]] = {}
-        self.violations = soundness.violations(jaxpr, self._may_be_pathwise)
+        self.demoted: dict[int, soundness.Violation] = {}  # why a default is not pathwise
+        self._check(jaxpr)
         self._region(jaxpr, in_loop=False, strict=strict)
         self._all_known()
 
@@ -106,9 +108,30 @@ class Plan:
     def _asked(self, site: Site) -> Estimator | None:
         return self.asked.get(site.address, site.estimator)
 
-    def _may_be_pathwise(self, site: Site) -> bool:
-        asked = self._asked(site)
-        return Law(site, []).has_rsample if asked is None else asked.pathwise
+    def _check(self, jaxpr: Any) -> None:
+        """Find what cannot be pathwise. A default that cannot goes over to another estimator, whose
+        weights may be the next obstacle; so until nothing is found.
+        """
+
+        def pathwise(site: Site) -> bool:
+            asked = self._asked(site)
+            if asked is None:
+                return Law(site, []).has_rsample and id(site) not in self.demoted
+            return asked.pathwise
+
+        while found := soundness.violations(jaxpr, pathwise, direct=True):
+            for site in _draws(jaxpr):
+                if (violation := found.get(id(site))) is None:
+                    continue
+                asked, law = self._asked(site), Law(site, [])
+                if asked is not None and asked.relaxes:
+                    raise _relaxed(law, asked, violation)
+                if asked is not None and not asked.biased:
+                    raise soundness.unsound(site, violation, sound_estimators(law))
+            new = {i: v for i, v in found.items() if i not in self.demoted}
+            if not new:
+                break
+            self.demoted |= new
 
     def _all_known(self) -> None:
         addresses = {site.address for site in self.sites}
@@ -136,7 +159,6 @@ class Plan:
             return
         self.operands[id(site)] = [_jax.struct(v) for v in eqn.invars]
         law = Law(site, self.operands[id(site)])
-        violation = self.violations.get(id(site))
         chosen = self._asked(site)
         if site.address in self.asked:
             _require_usable(law, chosen)
@@ -144,9 +166,7 @@ class Plan:
             chosen = self.using.default(law)
         if chosen is None:
             self._default.add(id(site))
-            chosen = _default(law, smooth=violation is None, in_loop=in_loop)
-        elif violation is not None and chosen.pathwise and not chosen.biased:
-            raise soundness.unsound(site, violation, sound_estimators(law))
+            chosen = _default(law, smooth=id(site) not in self.demoted, in_loop=in_loop)
         if chosen.biased and strict:
             raise _biased(law, chosen)
         self._chosen[id(site)] = chosen
@@ -206,6 +226,17 @@ class Plan:
         return max(counts) if eqn.primitive is _jax.cond_p else math.prod(counts)
 
 
+def _draws(region: Any) -> Iterator[Site]:
+    """The random choices of a region."""
+    for eqn in _jax.opened(region)[0].eqns:
+        if eqn.primitive is site_p:
+            if eqn.params["site"].kind == "draw":
+                yield eqn.params["site"]
+        elif eqn_has_sites(eqn):
+            for sub in filter(has_sites, _jax.subjaxprs(eqn)):
+                yield from _draws(sub)
+
+
 def _require_usable(law: Law, estimator: Estimator) -> None:
     """An estimator that is given from outside the program."""
     estimator.serve(law)
@@ -229,7 +260,7 @@ def _default(law: Law, *, smooth: bool, in_loop: bool) -> Estimator:
 
 def sound_estimators(law: Law) -> list[str]:
     """What would be sound where a pathwise estimator is not."""
-    return ["Enumerate()", "Score()"] if law.support_shape is not None else ["Score()"]
+    return ["Enumerate()", "Score()"] if is_finite(law.template) else ["Score()"]
 
 
 def _weighs(site: Site) -> CapabilityError:
@@ -241,6 +272,18 @@ def _weighs(site: Site) -> CapabilityError:
         expected="random choices only",
         got="an unnormalised program",
         fix="score the model with m.log_density(choices) inside an objective, or normalise it",
+    )
+
+
+def _relaxed(law: Law, asked: Estimator, violation: Any) -> RelaxationError:
+    return RelaxationError(
+        f"{type(asked).__name__} runs the program on values between those of the support, and this "
+        "one needs a value of the support.",
+        address=law.address,
+        expected="a program that is continuous in the value: products and sums, not an index",
+        got=str(violation),
+        where=law.site.line,
+        fix="Score(), Enumerate() or RELAX(surrogate), which run it on values of the support alone",
     )
 
 

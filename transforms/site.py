@@ -131,22 +131,16 @@ def make_site(
 
 def hold(estimator: Any) -> tuple[Any, list[jax.Array]]:
     """An estimator with ARRAY in the place of its arrays, and those."""
-    leaves, tree = jax.tree.flatten(vars(estimator))
+    leaves, tree = jax.tree.flatten(estimator)
     held = [ARRAY if _is_array(x) else x for x in leaves]
-    return _made(estimator, tree, held), [jnp.asarray(x) for x in leaves if _is_array(x)]
+    return tree.unflatten(held), [jnp.asarray(x) for x in leaves if _is_array(x)]
 
 
 def held_with(estimator: Any, arrays: list[Any]) -> Any:
     """The inverse of `hold`."""
-    leaves, tree = jax.tree.flatten(vars(estimator))
+    leaves, tree = jax.tree.flatten(estimator)
     left = iter(arrays)
-    return _made(estimator, tree, [next(left) if x is ARRAY else x for x in leaves])
-
-
-def _made(like: Any, tree: Any, leaves: list[Any]) -> Any:
-    made = object.__new__(type(like))
-    vars(made).update(jax.tree.unflatten(tree, leaves))
-    return made
+    return tree.unflatten([next(left) if x is ARRAY else x for x in leaves])
 
 
 def _is_array(x: Any) -> bool:

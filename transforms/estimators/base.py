@@ -18,6 +18,8 @@ objective is multiplied by the weights of those elements that it depends on.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -56,7 +58,7 @@ class Branches(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Estimator:
-    """Base class. Instances are immutable; fields may hold arrays, also traced ones."""
+    """Base class. Instances are immutable pytrees; fields may hold arrays, also traced ones."""
 
     order: ClassVar[int | None] = None  # the highest derivative that is right; None: any
     pathwise: ClassVar[bool] = False  # whether a derivative passes through the value
@@ -64,8 +66,23 @@ class Estimator:
     weighs: ClassVar[bool] = True  # whether its weights matter: False where they are 1 for good
     biased: ClassVar[bool] = False  # whether the derivatives are only approximate, on purpose
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        jax.tree_util.register_pytree_node(cls, _flatten, functools.partial(_unflatten, cls))
+
     def serve(self, law: Law) -> None:
         """Raise an `EstimatorError` where this estimator cannot serve the law."""
+
+
+def _flatten(estimator: Estimator) -> tuple[list[Any], tuple[str, ...]]:
+    fields = vars(estimator)
+    return list(fields.values()), tuple(fields)
+
+
+def _unflatten(kind: type[Estimator], names: tuple[str, ...], values: Iterable[Any]) -> Estimator:
+    made = object.__new__(kind)
+    vars(made).update(zip(names, values, strict=True))
+    return made
 
 
 class Direct(Estimator):

@@ -149,9 +149,6 @@ class StopGradient(_Bare):
         return Drawn(stop_gradient(law.sample(key)))
 
 
-jax.tree_util.register_dataclass(Concrete, ["temperature"], ["hard"])
-jax.tree_util.register_static(StraightThrough)
-jax.tree_util.register_static(StopGradient)
 
 
 @jax.custom_jvp

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..law import Law
-from ..measures import Masked, Scaled, fill, single
+from ..measures import Masked, Scaled, fill, named
 from ..site import over_lanes
 
 
@@ -36,7 +36,7 @@ def element(measure: Any) -> Any:
     """The distribution of one element; no derivative passes into parameters that are absent."""
     while isinstance(measure, (Scaled, Masked)):
         measure = measure.shielded() if isinstance(measure, Masked) else measure.base
-    return single(measure)
+    return named(measure)
 
 
 def filled(law: Law, values: jax.Array) -> jax.Array:
