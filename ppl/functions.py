@@ -15,8 +15,8 @@ from ..transforms import seed as _seed
 from ..transforms import strategies
 from ..transforms import tune as _tune
 from ..transforms.choices import Choices
-from ..transforms.signals import learning_signals
-from ..transforms.smooth import assume_smooth
+from ..transforms.signals import learning_signals as learning_signals
+from ..transforms.smooth import assume_smooth as assume_smooth
 from .measure import Measure
 from .model import Model
 from .trace import Trace
@@ -86,7 +86,9 @@ def value_and_grad(
     `argnums` counts f's own arguments, without the key. Leaves that are not floats (functions in an
     Equinox module) get None. `using`, `strict` and `estimators` as in `vx.expect`.
     """
-    return _derivatives.value_and_grad(_function(f), argnums, has_aux, using=using, strict=strict, estimators=estimators)
+    return _derivatives.value_and_grad(
+        _function(f), argnums, has_aux, using=using, strict=strict, estimators=estimators
+    )
 
 
 def grad(
@@ -99,7 +101,9 @@ def grad(
     estimators: _expect.Estimators | None = None,
 ) -> Callable[..., Any]:
     """Like `jax.grad`, key first, of the expectation of f; see `value_and_grad`."""
-    return _derivatives.grad(_function(f), argnums, has_aux, using=using, strict=strict, estimators=estimators)
+    return _derivatives.grad(
+        _function(f), argnums, has_aux, using=using, strict=strict, estimators=estimators
+    )
 
 
 def check(

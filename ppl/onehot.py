@@ -28,7 +28,8 @@ class OneHotCategorical(npd.Distribution):
             raise ValueError("OneHotCategorical needs probs or logits, and not both.")
         self.logits = jnp.log(jnp.asarray(probs)) if logits is None else jnp.asarray(logits)
         shape = jnp.shape(self.logits)
-        super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
+        valid = validate_args if probs is None else False  # a logit may be minus infinity
+        super().__init__(shape[:-1], shape[-1:], validate_args=valid)
 
     @property
     def support(self) -> Any:

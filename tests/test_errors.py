@@ -21,6 +21,9 @@ from varax import sample
 
 KEY = jax.random.key(0)
 NORMAL, GAMMA, COIN = d.Normal(0.0, 1.0), d.Gamma(1.0, 1.0), d.Bernoulli(0.5)
+COINS, FORTY = (d.Bernoulli(np.full(n, 0.5)) for n in (3, 40))
+ONE_TWO = jnp.array([1.0, 2.0])
+STRAIGHT = est.Biased(est.StraightThrough())
 CASES = []
 
 
@@ -334,11 +337,47 @@ raises(e.EnumerationError, "n", "a finite support", "Poisson", "estimator=Score(
 raises(e.EnumerationError, "x", "a finite support", "Normal", "Reparam()")(
     lambda: expect(lambda: sample("x", NORMAL, estimator=est.Enumerate()))
 )
-raises(e.EnumerationError, "b", "at most 65536", "(40,)", "2 values for each of 40", "Score()")(
-    lambda: expect(lambda: sample("b", d.Bernoulli(np.full(40, 0.5)), estimator=est.Enumerate()))
+raises(e.EnumerationError, "b", "at most 65536", "(40,)", "2 values for each of 40", "a sum over")(
+    lambda: expect(lambda: sample("b", FORTY, estimator=est.Enumerate()).sum() ** 2)
 )
 raises(e.EnumerationError, "b24", "paths", "estimator=Score() for some sites")(
     lambda: expect(lambda: [sample(f"b{i}", COIN, estimator=est.Enumerate()) for i in range(30)])
+)
+
+raises(e.UnsoundEstimatorError, "x", "continuous in the value", "comparison `>`", "Score()")(
+    lambda: expect(lambda: jnp.where(sample("x", NORMAL, estimator=est.Reparam()) > 0, 1.0, 0.0))
+)
+raises(e.BaselineError, "b", "broadcasts to (3,)", "shape (2,)", "one number for each entry")(
+    lambda: expect(lambda: sample("b", COINS, estimator=est.Score(jnp.zeros(2))))
+)
+raises(e.BaselineError, None, "n >= 2", "Score() has no baseline")(lambda: est.LeaveOneOut(1))
+raises(e.RelaxationError, "b", "between those of the support", "conversion to int", "RELAX")(
+    lambda: expect(lambda: ONE_TWO[sample("b", COIN, estimator=est.REBAR(0.5)).astype(int)])
+)
+raises(e.BiasedEstimatorError, "b", "strict=True", "StraightThrough", "or strict=False")(
+    lambda: vx.expect(lambda: sample("b", COIN, estimator=STRAIGHT), strict=True)(KEY)
+)
+raises(e.EstimatorError, "b", "Biased(StraightThrough(...))", "wrong derivatives are accepted")(
+    lambda: expect(lambda: sample("b", COIN, estimator=est.StraightThrough()))
+)
+raises(e.ObjectiveError, None, "a scalar of a floating-point type", "shape (2,)", "vx.expect(f)")(
+    lambda: vx.grad(lambda t: t * jnp.ones(2))(KEY, 1.0)
+)
+raises(e.ObjectiveError, None, "a scalar, alone or first", "shape (3,)", "without them")(
+    lambda: vx.expect(lambda: 1.0 * sample("b", COINS, estimator=est.Score(0.5)))(KEY)
+)
+raises(e.BudgetError, None, "budget > 0 seconds", "got:      0")(
+    lambda: vx.tune_estimators(lambda t: t, 1.0, KEY, budget=0)
+)
+raises(e.UnknownAddressError, "y", "one of x")(
+    lambda: vx.expect(lambda: sample("x", NORMAL), estimators={"y": est.Score()})(KEY)
+)
+raises(e.EstimatorError, "p", "a finite support, a normal", "Gamma", "an estimator of its own")(
+    lambda: vx.expect(lambda: sample("p", GAMMA), using=vx.strategies.Quadrature(4))(KEY)
+)
+raises(e.EstimatorError, None, "even n", "got:      3")(lambda: vx.strategies.Antithetic(3))
+raises(e.ShapeError, None, "(), (n,) and (n,)", "(2,), (2,) and (2,)")(
+    lambda: vx.learning_signals(*[jnp.ones(2)] * 3)
 )
 
 

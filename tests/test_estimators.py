@@ -50,7 +50,6 @@ MEANS = [  # estimator, law, what the broken twin has no derivative of, layouts
     (est.MeasureValued(), "lognormal", W, MIXED),
     (est.MeasureValued(), "exponential", W, MIXED),
     (est.MeasureValued(), "gamma", W, MIXED),
-    (est.MeasureValued(coupled_noise=False), "gamma", W, MASKED),
     (est.MeasureValued(), "poisson", W, MIXED),
     (est.MeasureValued(), "bernoulli", W, MIXED),
     (est.MeasureValued(), "bernoulli-logits", W, MASKED),
@@ -438,6 +437,32 @@ def test_refusal(estimator, distribution, kind, says):
 def test_bad_settings(make, says):
     with pytest.raises(EstimatorError, match=says):
         make()
+
+
+EXPANDED = [
+    (est.MeasureValued(), d.Normal(0.1, 1.0)),
+    (est.Antithetic(), d.LogNormal(0.1, 1.0)),
+    (est.REBAR(0.5), d.Bernoulli(0.3)),
+    (est.DisARM(), d.Bernoulli(logits=0.3)),
+    (est.WithoutReplacement(2), d.Categorical(np.ones(3) / 3)),
+    (est.Biased(est.Concrete(0.5)), d.Bernoulli(0.3)),
+    (est.Implicit(), d.VonMises(0.2, 1.0)),
+    (est.Rejection(), d.Gamma(0.7, 1.0)),
+    (est.GaussHermite(2), d.Normal(0.1, 1.0)),
+    (est.SigmaPoints(), d.Normal(0.1, 1.0)),
+]
+
+
+@pytest.mark.parametrize("estimator, distribution", EXPANDED, ids=name_of)
+def test_expanded_and_independent_laws(estimator, distribution):
+    """`expand` and `to_event` change nothing but the shape."""
+    measure = distribution.expand([3]).to_event(1)
+
+    def estimate(key):
+        law = law_of(lambda _: measure, jnp.zeros(1), estimator, (), None)
+        return surrogate(law, estimator, key, lambda x: x.astype(float).sum(keepdims=True))
+
+    assert jnp.isfinite(jax.jit(estimate)(jax.random.key(0)))
 
 
 def test_one_hot_categorical():

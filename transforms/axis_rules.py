@@ -28,17 +28,19 @@ AxisMap = dict[int, Along]
 ELEMENTWISE = frozenset(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
     clamp clz complex conj convert_element_type copy copy_p cos cosh device_put digamma div eq erf
-    erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite
-    le lgamma log log1p logistic lt max min mul name ne neg nextafter not or polygamma
+    erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow
+    is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter not or polygamma
     population_count pow random_gamma_grad real reduce_precision regularized_incomplete_beta rem
     round rsqrt select_n sharding_constraint shift_left shift_right_arithmetic shift_right_logical
     sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta assume_smooth""".split()
 )
 REDUCTIONS = frozenset(
-    "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin".split()
+    """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax
+    argmin""".split()
 )
 SCANS = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
-MATRICES = frozenset(  # batches of matrices, the last two axes mixed
+# batches of matrices, the last two axes mixed
+MATRICES = frozenset(
     """cholesky cholesky_update eig eigh lu qr geqrf householder_product svd schur""".split()
 )
 
@@ -183,13 +185,15 @@ def _gather(params: Any, ins: Any, out: Any) -> list[AxisMap]:
     for i, j in zip(offset, numbers.offset_dims, strict=True):
         if sizes[i] == ins[0][i]:
             operand[i] = Along(j)
-    for i, k in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
+    for i, k in zip(
+        numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True
+    ):
         operand[i] = Along(batch[k])
     return [operand, indices]
 
 
 def _scatter(params: Any, ins: Any, out: Any) -> list[AxisMap]:
-    """An entry of the operand goes to its own place; updates may go to any along a scattered axis."""
+    """An entry of the operand keeps its place; updates may go anywhere on a scattered axis."""
     numbers = params["dimension_numbers"]
     windows = numbers.update_window_dims
     places = [j for j in range(len(ins[2])) if j not in windows]  # the axes of the indices

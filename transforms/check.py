@@ -86,7 +86,9 @@ class Report:
         head = ("site", "distribution", "estimator", "sound", "credit", "runs", "variance", "share")
         rows = [head, *(_row(site) for site in self.sites)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = ["  ".join(x.ljust(n) for x, n in zip(r, widths, strict=True)).rstrip() for r in rows]
+        lines = [
+            "  ".join(x.ljust(n) for x, n in zip(r, widths, strict=True)).rstrip() for r in rows
+        ]
         what = "unbiased" if self.unbiased else "BIASED, on purpose"
         last = f"gradient: {what}, {self.runs} run{'s' * (self.runs > 1)} of the program"
         if self.variance is not None:
@@ -118,7 +120,7 @@ def check(
     strict: bool = False,
     estimators: Estimators | None = None,
 ) -> Report:
-    """Report on the estimators of `f(*args)`, and the variance of its gradient in the floats of args.
+    """Report on the estimators of `f(*args)` and the variance of its gradient in args.
 
     Raises what `expect` raises.
     """
@@ -218,11 +220,13 @@ def _credit(credit: Credit, numbers: list[int]) -> str:
     for n in numbers[:1]:
         shape = credit.found.shapes[n]
         axes = [dep.axes(n, len(shape)) for dep in mine if dep.sources >> n & 1]
-        apart = [all(a[i] is not None for a in axes) for i in range(len(shape))]
-        order = [any(a[i] is not None and a[i].order for a in axes) for i in range(len(shape))]
-        count = math.prod(k for k, p, o in zip(shape, apart, order, strict=True) if p and not o)
-        if axes and count > 1:
+        columns = list(zip(*axes, strict=True))
+        apart = [None not in column for column in columns]
+        order = [any(x is not None and x.order for x in column) for column in columns]
+        each = zip(shape, apart, order, strict=False)
+        count = math.prod(k for k, p, o in each if p and not o) if axes else 1
+        if count > 1:
             said += f", {count} elements apart"
-        if axes and any(p and o for p, o in zip(apart, order, strict=True)):
+        if any(p and o for p, o in zip(apart, order, strict=True)):
             said += ", not of earlier steps"
     return said

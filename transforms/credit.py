@@ -5,7 +5,7 @@ linear: additions, multiples, reductions over an axis, reshapes. A choice's weig
 the terms that depend on it, element by element where a term's entries depend on one element each,
 and no others: for every other term its mean is 1, whatever the term.
 
-law:  E[sum_terms term * prod_{choices that it depends on} weight]  =  E[sum_terms term * all weights]
+law:  E[sum_terms term * weights of the choices it depends on]  =  E[sum_terms term * all weights]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from . import _jax
 from .dependence import NONE, Analysis, Dep, Footprint, bits, make
@@ -94,6 +95,8 @@ def _cut(flat: Flat, credit: Credit) -> None:
     gains: set[int] = set()
     for at in sorted(through):  # operands before results
         below = through[at]
+        if below and _adds_constant(maker[at], deps):
+            gains.add(at)
         if not gains.isdisjoint(below) or len({_sharpness(deps[x]) for x in (*below, at)}) > 1:
             gains.add(at)
     stack = roots
@@ -134,6 +137,13 @@ def _floats(eqn: _jax.JaxprEqn) -> bool:
 def _is_index(atom: Any) -> bool:
     dtype = _jax.struct(atom).dtype
     return jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_
+
+
+def _adds_constant(op: Op, deps: dict[int, Dep]) -> bool:
+    """Whether an equation adds something that no choice influences, and that is not just 0."""
+    if op.eqn.primitive.name not in ADDITIVE:
+        return False
+    return any(x not in deps if isinstance(x, int) else np.any(x.val) for x in op.ins)
 
 
 def _sharpness(dep: Dep) -> Any:

@@ -143,7 +143,7 @@ class Analysis:
         env = {}
         for i, v in enumerate(inputs):
             rank = len(_jax.struct(v).shape)
-            identity = {i: tuple(Along(a) for a in range(rank))}
+            identity: dict[int, Axes] = {i: tuple(Along(a) for a in range(rank))}
             env[v] = make(0, identity)
         drawing = 0
         for eqn in jaxpr.eqns:
@@ -201,7 +201,7 @@ class Analysis:
         site = eqn.params["site"]
         if site.kind != "draw":
             same = site.kind == "record" and _jax.struct(eqn.invars[-1]).shape == site.shape
-            axes = dict(enumerate(_identity(site.shape))) if same else {}
+            axes = {i: Along(i) for i in range(len(site.shape))} if same else {}
             return join([move(d, axes) for d in deps])
         of_law = self._law(site, eqn, deps)
         elements = self.elements(site)
@@ -243,7 +243,7 @@ class Analysis:
         at = self._adopt(inner, into, (position,), scanned=eqn.params["length"])
         ranks = [len(shape) for shape in inner.shapes]
         closed = inner.inputs - len(deps)
-        step = {0: Along(STEP)} | {a: Along(a - 1) for a in range(1, 32)}
+        step: AxisMap = {0: Along(STEP)} | {a: Along(a - 1) for a in range(1, 32)}
         consts, xs = deps[:n_consts], [move(d, step) for d in deps[n_consts + n_carry :]]
         carry = deps[n_consts : n_consts + n_carry]
         order = -1 if eqn.params["reverse"] else 1

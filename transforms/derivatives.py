@@ -77,7 +77,8 @@ def _require_scalar(out: Any) -> None:
         raise ObjectiveError(
             "A gradient is that of one number.",
             expected="a scalar of a floating-point type (with has_aux: and a second value)",
-            got=", ".join(f"shape {jnp.shape(x)}, {jnp.result_type(x)}" for x in leaves) or "nothing",
+            got=", ".join(f"shape {jnp.shape(x)}, {jnp.result_type(x)}" for x in leaves)
+            or "nothing",
             where=user_line(),
             fix="return the mean or the sum, or use jax.jacobian of vx.expect(f)",
         )

@@ -49,11 +49,11 @@ class Expect(Keyed):
         law = Law(site, operands)
         drawn = Drawn(*law.estimator(estimator).draw(key, law))
         if drawn.log_weight is not None:
-            weight, baseline = (
-                None if x is None else jnp.broadcast_to(x, law.elements)
-                for x in (drawn.log_weight, drawn.baseline)
+            baseline = drawn.baseline
+            self.weighings[(self.at,)] = Weighing(
+                jnp.broadcast_to(drawn.log_weight, law.elements),
+                None if baseline is None else jnp.broadcast_to(baseline, law.elements),
             )
-            self.weighings[(self.at,)] = Weighing(weight, baseline)
         return drawn.value
 
     def inside(self, entered: Any) -> Expect:
@@ -98,8 +98,10 @@ class Expect(Keyed):
         return Expect(self.plan, jax.random.split(carried[0])[0])
 
     def next_while(self, carried: Any, step: Handler) -> Any:
-        total = sum((w.log_weight.sum() for w in step.effects().values()), start=carried[1])
-        return jax.random.split(carried[0])[1], total.astype(carried[1].dtype)
+        total = carried[1]
+        for weighing in step.effects().values():
+            total = (total + weighing.log_weight.sum()).astype(total.dtype)
+        return jax.random.split(carried[0])[1], total
 
     def leave_while(self, carried: Any) -> None:
         self.weighings[(self.at,)] = Weighing(carried[1], None)

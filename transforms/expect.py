@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from . import _jax
 from .credit import assign
 from .dependence import Analysis
-from .errors import EstimatorError, ObjectiveError
+from .errors import ObjectiveError
 from .estimators import Estimator, Reparam
 from .flat import Flat, Op, flatten
 from .law import Law
@@ -29,12 +29,12 @@ from .noise import NoNoiseError
 from .paths import Fan
 from .plan import Plan
 from .site import Address, Site, eqn_has_sites, site_p
+from .source import user_line
 from .staging import stage
-from .strategies import Strategy
+from .strategies import Strategy, no_rule
 from .weighing import RUNS
 
-
-Estimators = Mapping[str | tuple[str, ...], Estimator]
+Estimators = Mapping[Any, Estimator]  # by address: a string, or a tuple of them
 
 
 def expect(
@@ -84,19 +84,22 @@ def run(plan: Plan, jaxpr: Any, operands: list[Any], key: jax.Array) -> list[Any
 
     chosen = _chosen_noise(plan, flat)
     dimension = sum(math.prod(shape) for shape in chosen.values())
+    n = plan.runs(dimension)
 
     def once(key: jax.Array, noise: jax.Array | None = None) -> list[Any]:
         fan = Fan(plan, flat, credit, coupled)
         if noise is not None:
             fan.noise = _cut(noise, chosen)
+        fan.weights.averaged = n > 1
         fan.run(operands, key)
         outs = fan.outputs()
         if added := fan.weights.added() + _errors(fan):
             _require_scalar(flat)
-            outs[0] = outs[0] + sum(fan.mean_of(x) for x in added).astype(outs[0].dtype)
+            for control in added:
+                outs[0] = outs[0] + fan.mean_of(control).astype(outs[0].dtype)
         return outs
 
-    if (n := plan.runs(dimension)) == 1 and not plan.using.chooses:
+    if n == 1 and not plan.using.chooses:
         return once(key)
     many = jax.random.split(key, n)
     if plan.using.chooses:
@@ -106,37 +109,34 @@ def run(plan: Plan, jaxpr: Any, operands: list[Any], key: jax.Array) -> list[Any
         outs = jax.vmap(once, axis_name=RUNS)(many)
     weights = plan.using.weights(dimension) if plan.using.runs(dimension) == n else [1 / n] * n
     averaged = functools.partial(_mean, weights=jnp.asarray(weights))
-    return [averaged(x) if at in flat.random else x[0] for x, at in zip(outs, flat.outs, strict=True)]
+    return [
+        averaged(x) if at in flat.random else x[0] for x, at in zip(outs, flat.outs, strict=True)
+    ]
 
 
 def _chosen_noise(plan: Plan, flat: Flat) -> dict[int, tuple[int, ...]]:
-    """The choices whose noise the strategy chooses, by number among what draws, with their shape."""
+    """Shapes of the choices whose noise the strategy chooses, by number among what draws."""
     found: dict[int, tuple[int, ...]] = {}
     if not plan.using.chooses:
         return found
     for i, op in enumerate(op for op in flat.ops if eqn_has_sites(op.eqn)):
         site = op.eqn.params.get("site") if op.eqn.primitive is site_p else None
-        if site is not None and site.kind == "draw" and _from_noise(plan, site, op):
+        if site is None or type(plan.estimator(site)) is not Reparam:
+            continue
+        if _from_noise(site, op):
             found[i] = site.shape
-        elif plan.using.exact and site is not None and site.kind == "draw":
-            if isinstance(plan.estimator(site), Reparam):
-                raise EstimatorError(
-                    f"{type(plan.using).__name__} cannot place this choice.",
-                    address=site.address,
-                    expected="a normal, or a continuous scalar with an icdf",
-                    got=Law(site, []).name,
-                    where=site.line,
-                    fix="give it an estimator of its own, such as Score()",
-                )
+        elif plan.using.exact:
+            raise no_rule(
+                plan.using, Law(site, []), "a (multivariate) normal, or a scalar with an icdf"
+            )
     return found
 
 
-def _from_noise(plan: Plan, site: Site, op: Op) -> bool:
-    if type(plan.estimator(site)) is not Reparam:
-        return False
+def _from_noise(site: Site, op: Op) -> bool:
     structs = [_jax.struct(v) for v in op.eqn.invars]
+    noise = jax.ShapeDtypeStruct(site.shape, site.value.dtype)
     try:
-        jax.eval_shape(Law.of_noise(site), structs, jax.ShapeDtypeStruct(site.shape, site.value.dtype))
+        jax.eval_shape(Law.of_noise(site), structs, noise)
     except NoNoiseError:
         return False
     return True
@@ -179,5 +179,6 @@ def _require_scalar(flat: Flat) -> None:
             "A baseline or a control variate needs an objective that is one number.",
             expected="a scalar, alone or first",
             got="nothing" if shape is None else f"shape {shape}",
+            where=user_line(),
             fix="return the mean or the sum, or use estimators without them (Score(), Reparam())",
         )

@@ -120,7 +120,7 @@ def _ends_in_sum(eqn: _jax.JaxprEqn, region: Any) -> bool:
     return False
 
 
-SUMS = frozenset("add sub neg mul div reduce_sum dot_general scan jit closed_call".split())
+SUMS = frozenset("""add sub neg mul div reduce_sum dot_general scan jit closed_call""".split())
 
 
 def _traced(function: Any, eqn: _jax.JaxprEqn) -> Any:

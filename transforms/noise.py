@@ -106,7 +106,7 @@ def from_normal(measure: Any, z: jax.Array) -> jax.Array:
         value = from_normal(measure.base_dist, z)
         for transform in measure.transforms:
             value = transform(value)
-        return value
+        return jnp.asarray(value)
     if isinstance(measure, (npd.Normal, npd.MultivariateNormal)):
         return value_from(measure, z)
     if getattr(measure, "is_discrete", True) or getattr(measure, "event_shape", ()):

@@ -133,7 +133,9 @@ class Fan:
         axis, (weights, values) = self._open(weights, values)
         if math.prod(groups) == 1:
             dims = len(weights.blocks)
-            self.joint[axis] = Spread(weights.value.reshape(weights.value.shape[:dims]), weights.blocks)
+            self.joint[axis] = Spread(
+                weights.value.reshape(weights.value.shape[:dims]), weights.blocks
+            )
         else:
             self.weights.apart[axis] = (number, weights)
         self.weights.controls += control

@@ -28,6 +28,7 @@ from .estimators import Branching, Enumerate, Estimator, LeaveOneOut, Reparam, S
 from .estimators.base import cannot
 from .law import Law, is_finite
 from .site import Address, Site, eqn_has_sites, has_sites, site_p
+from .source import user_line
 from .strategies import Strategy
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ class Plan:
                 "An estimator is given for an address that the program does not have.",
                 address=", ".join(map(show_address, sorted(unknown))),
                 expected=f"one of {', '.join(sorted(map(show_address, addresses)))}",
+                where=user_line(),
             )
 
     def _region(self, region: Any, *, in_loop: bool, strict: bool) -> None:
@@ -160,8 +162,8 @@ class Plan:
         self.operands[id(site)] = [_jax.struct(v) for v in eqn.invars]
         law = Law(site, self.operands[id(site)])
         chosen = self._asked(site)
-        if site.address in self.asked:
-            _require_usable(law, chosen)
+        if (given := self.asked.get(site.address)) is not None:
+            _require_usable(law, given)
         if chosen is None:
             chosen = self.using.default(law)
         if chosen is None:

@@ -185,7 +185,6 @@ def as_one_equation(function: Callable[..., Any]) -> Callable[..., Any]:
     Programs with many sites trace and lower in less time, the equation carries the function's name,
     and a derivative goes through it as a whole.
     """
-
     ONE_EQUATION.add(function.__name__)
 
     @functools.partial(jax.jit, static_argnums=0)

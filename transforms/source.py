@@ -15,7 +15,7 @@ _LIBRARY = tuple(
     for root in {_HERE.parent.parent, _HERE.resolve().parent.parent}
     for folder in (root / "transforms", root / "ppl", root / "kernels")
 ) + tuple(f"{Path(module.__file__ or '').parent}/" for module in (jax, numpyro))
-_PLUMBING = ("equinox", "contextlib.py", "functools.py", "<frozen", "jaxtyping")
+_PLUMBING = ("equinox", "contextlib.py", "functools.py", "<frozen", "<string>", "jaxtyping")
 
 
 def is_user_file(name: str) -> bool:

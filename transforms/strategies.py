@@ -17,6 +17,7 @@ import numpy as np
 from .errors import EstimatorError
 from .estimators import Enumerate, Estimator, GaussHermite, GaussLegendre
 from .law import Law
+from .source import user_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,9 @@ class Antithetic(Strategy):
     def __post_init__(self) -> None:
         _at_least(self, self.n, 2)
         if self.n % 2:
-            raise EstimatorError("Antithetic runs come in pairs.", expected="even n", got=self.n)
+            raise EstimatorError(
+                "Antithetic runs come in pairs.", expected="even n", got=self.n, where=user_line()
+            )
 
     @property
     def chooses(self) -> bool:
@@ -136,7 +139,7 @@ class Quadrature(Strategy):
             except EstimatorError:
                 continue
             return candidate
-        raise _no_rule(self, law, "a finite support, a normal or a scalar with an icdf")
+        raise no_rule(self, law, "a finite support, a normal or a scalar with an icdf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +155,7 @@ class Enumeration(Strategy):
 
 @dataclasses.dataclass(frozen=True)
 class SigmaPoints(Strategy):
-    """The unscented transform of all smooth choices together: 2 D + 1 runs for noise of dimension D.
+    """The unscented transform of all smooth choices together: 2 D + 1 runs, D their dimension.
 
         z_0 = 0,  z_{+-i} = +-sqrt(D + kappa) e_i;   weights kappa / (D + kappa), 1 / 2 (D + kappa)
 
@@ -194,10 +197,13 @@ def _sobol(n: int, dimension: int) -> np.ndarray:
 def _at_least(strategy: Strategy, n: int, least: int) -> None:
     if n < least:
         name = type(strategy).__name__
-        raise EstimatorError(f"{name} needs runs.", expected=f"n >= {least}", got=n)
+        raise EstimatorError(
+            f"{name} needs runs.", expected=f"n >= {least}", got=n, where=user_line()
+        )
 
 
-def _no_rule(strategy: Strategy, law: Law, needs: str) -> EstimatorError:
+def no_rule(strategy: Strategy, law: Law, needs: str) -> EstimatorError:
+    """The error for a choice that a deterministic strategy cannot place."""
     return EstimatorError(
         f"{type(strategy).__name__} has no rule for {law.name}.",
         address=law.address,

@@ -34,8 +34,8 @@ from .expect import Estimators
 from .law import Law
 from .plan import Plan
 from .site import Address, Site
+from .source import user_line
 from .staging import stage
-
 
 CANDIDATES: tuple[Estimator, ...] = (
     Reparam(),
@@ -103,7 +103,9 @@ class Tuning:
                 )
             )
         widths = [max(len(row[i]) for row in rows) for i in range(6)]
-        lines = ["  ".join(x.ljust(n) for x, n in zip(r, widths, strict=True)).rstrip() for r in rows]
+        lines = [
+            "  ".join(x.ljust(n) for x, n in zip(r, widths, strict=True)).rstrip() for r in rows
+        ]
         return "\n".join(lines + ([] if self.complete else ["the budget ended before the search"]))
 
 
@@ -128,7 +130,9 @@ def tune_estimators(
         BudgetError: the budget is not positive.
     """
     if not budget > 0:
-        raise BudgetError("Tuning needs time.", expected="budget > 0 seconds", got=budget)
+        raise BudgetError(
+            "Tuning needs time.", expected="budget > 0 seconds", got=budget, where=user_line()
+        )
     until = time.monotonic() + budget
     staged = stage(lambda: objective(params))
     plan = Plan(staged.jaxpr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +26,10 @@ class Weights:
         apart: by axis, the number of the choice and its weights, of shape `groups`.
         baselines: by number, of shape `elements`.
         controls: scalars to add to the objective.
+        averaged: whether several runs are averaged, so that all outputs become floats.
     """
+
+    averaged = False
 
     def __init__(self, axes: Axes, plan: Plan, credit: Credit):
         self.axes, self.plan, self.credit = axes, plan, credit
@@ -64,10 +66,9 @@ class Weights:
         """A term's value times its weights, summed over the axes of choices that are apart."""
         dep, rank = self.credit.deps.get(term, NONE), _rank(value)
         if not jnp.issubdtype(jnp.result_type(value.value), jnp.floating):
-            if not value.blocks:
-                return value
+            if not value.blocks and not self.averaged:
+                return value  # as drawn
             value = Spread(jnp.asarray(value.value, float), value.blocks)
-            return self._sum_apart(value, dep, rank)
         plain = self._laid(dep, rank, compared=False, shift=shift)
         compared = self._laid(dep, rank, compared=True, shift=shift)
         weighed = self._times(value, plain + compared)
@@ -75,7 +76,9 @@ class Weights:
         if not compared:
             return mean
         unweighed = self._sum_apart(value, dep, rank)
-        (excess,) = self.axes.apply(lambda v, *ws: [jnp.zeros_like(v) + jnp.expm1(sum(ws))], value, *compared)
+        (excess,) = self.axes.apply(
+            lambda v, *ws: [jnp.zeros_like(v) + jnp.expm1(sum(ws))], value, *compared
+        )
         excess = self._sum_apart(excess, dep, rank)
         (others,) = self.axes.apply(lambda v: [v], unweighed)
         others = Spread(_mean_of_others(jax.lax.stop_gradient(others.value)), others.blocks)
@@ -104,7 +107,9 @@ class Weights:
     def _times(self, value: Spread, logs: list[Spread]) -> Spread:
         if not logs:
             return value
-        (out,) = self.axes.apply(lambda v, *ws: [v * jnp.exp(sum(ws)).astype(v.dtype)], value, *logs)
+        (out,) = self.axes.apply(
+            lambda v, *ws: [v * jnp.exp(sum(ws)).astype(v.dtype)], value, *logs
+        )
         return out
 
     def _sum_apart(self, value: Spread, dep: Dep, rank: int) -> Spread:
@@ -132,7 +137,6 @@ class Weights:
         """The sum of the log weights of some choices, shared between terms."""
         if not numbers:
             return None
-        key = (numbers, shift is None)
         missing = []
         while numbers and (numbers, shift is None) not in self._sums:
             last = numbers.bit_length() - 1

@@ -149,8 +149,6 @@ class StopGradient(_Bare):
         return Drawn(stop_gradient(law.sample(key)))
 
 
-
-
 @jax.custom_jvp
 def rotation_trick(e: jax.Array, q: jax.Array) -> jax.Array:
     """q in the forward pass; its derivative is that of e, rotated and scaled from e to q.

@@ -13,6 +13,7 @@ import numpyro.distributions as npd
 
 from ..errors import EnumerationError, EstimatorError, NotReparameterizableError
 from ..law import Law
+from ..source import user_line
 from .antithetic import has_icdf, quantile
 from .base import Branches, Branching, cannot
 from .enumerate import LIMIT, joint_digits
@@ -35,7 +36,10 @@ class _Grid(_Rule):
     def __post_init__(self) -> None:
         if self.n < 1:
             raise EstimatorError(
-                f"{type(self).__name__} needs a node.", expected="n >= 1", got=self.n
+                f"{type(self).__name__} needs a node.",
+                expected="n >= 1",
+                got=self.n,
+                where=user_line(),
             )
 
     def count(self, law: Law) -> int:

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 
 from ..errors import BaselineError
 from ..law import Law
+from ..source import user_line
 from .base import Direct, Drawn
 
 
 @dataclasses.dataclass(frozen=True)
 class LeaveOneOut:
-    """Baseline of a run: the mean, over the other ones of n runs, of the same part of the objective.
+    """Baseline of a run: the mean over n - 1 other runs of the same part of the objective.
 
     The program runs n times side by side; an estimate is the mean of the n.
 
@@ -31,6 +32,7 @@ class LeaveOneOut:
                 "A leave-one-out baseline needs another run to leave.",
                 expected="n >= 2",
                 got=self.n,
+                where=user_line(),
                 fix="Score() has no baseline",
             )
 
@@ -42,9 +44,9 @@ class Learned:
     value: broadcastable to the draw's elements (a scalar for all of them, or one each).
     maximize: whether the optimiser maximises the objective, as `vx.fit` does by default.
 
-    The gradient in `value` is that of half the squared error, (share of the objective - value)^2 / 2,
-    with the sign that lets the optimiser shrink it. Trained by gradient descent with rate r, a
-    scalar parameter is the exponential moving average with decay 1 - r of the objective.
+    The gradient in `value` is that of (share of the objective - value)^2 / 2, with the sign that
+    lets the optimiser shrink it. Trained by gradient descent with rate r, a scalar parameter is
+    the exponential moving average with decay 1 - r of the objective.
 
     Mnih and Gregor 2014 (NVIL).
     """
