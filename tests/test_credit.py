@@ -554,12 +554,17 @@ def program(function):
     return function
 
 
+def array(t, x):
+    """In the precision of t, and not a constant that functions traced in either have in common."""
+    return jnp.array(x, t.dtype)
+
+
 def plate_of(draw, t, address="z", start=0.0):
-    return jax.vmap(lambda u: draw(address, t[0] * u + start))(jnp.array(X, t.dtype))
+    return jax.vmap(lambda u: draw(address, t[0] * u + start))(array(t, X))
 
 
 def costs_of(z, t):
-    return jnp.sin(2 * z + t[1]) * X + z * t[0]
+    return jnp.sin(2 * z + t[1]) * array(t, X) + z * t[0]
 
 
 @program
@@ -582,10 +587,10 @@ def plate_half(draw, t):
 def plates_nested(draw, t):
     def outer(u):
         z = draw("z", t[0] * u)
-        x = jax.vmap(lambda v: draw("x", t[1] * v + z))(jnp.array([0.5, -1.0], t.dtype))
+        x = jax.vmap(lambda v: draw("x", t[1] * v + z))(array(t, [0.5, -1.0]))
         return jnp.sin(x).sum() * z + x[0] + couple(z, x[1]) + x.sum() ** 2 * t[0]
 
-    return jax.vmap(outer)(jnp.array([1.0, -0.5], t.dtype)).sum()
+    return jax.vmap(outer)(array(t, [1.0, -0.5])).sum()
 
 
 def step_of(draw, t, mix=lambda x: x):
@@ -600,7 +605,7 @@ def step_of(draw, t, mix=lambda x: x):
 @program
 def chain_with_costs(draw, t):
     start = (jnp.ones((), t.dtype), jnp.zeros((), t.dtype))
-    return lax.scan(step_of(draw, t), start, jnp.array(X, t.dtype))[0][1]
+    return lax.scan(step_of(draw, t), start, array(t, X))[0][1]
 
 
 @program
@@ -609,8 +614,8 @@ def chain_in_reverse(draw, t):
         x = draw("x", t[0] * x + t[1] * u)
         return x, jax.jit(costs_of)(x, t).sum() * u
 
-    _, ys = lax.scan(step, jnp.ones((), t.dtype), jnp.array(X, t.dtype), reverse=True)
-    return ys @ jnp.array([1.0, 2.0, -1.0], t.dtype)
+    _, ys = lax.scan(step, jnp.ones((), t.dtype), array(t, X), reverse=True)
+    return ys @ array(t, [1.0, 2.0, -1.0])
 
 
 @program
@@ -619,30 +624,30 @@ def plate_in_a_scan(draw, t):
 
     def step(carry, u):
         x, total = carry
-        x = jax.vmap(lambda x, v: draw("x", t[0] * x + t[1] * u * v))(x[::-1], jnp.array([1.0, 2.0]))
+        x = jax.vmap(lambda x, v: draw("x", t[0] * x + t[1] * u * v))(x[::-1], array(t, [1.0, 2.0]))
         return (x, total + jnp.sin(x + u) * t[1]), None
 
     start = jnp.ones(2, t.dtype)
-    return lax.scan(step, (start, 0 * start), jnp.array([1.0, -0.5], t.dtype))[0][1].sum()
+    return lax.scan(step, (start, 0 * start), array(t, [1.0, -0.5]))[0][1].sum()
 
 
 @program
 def scan_in_a_plate(draw, t):
     def lane(v):
         start = (jnp.ones((), t.dtype), jnp.zeros((), t.dtype))
-        return lax.scan(step_of(draw, t), start, v * jnp.array([1.0, -0.5], t.dtype))[0][1]
+        return lax.scan(step_of(draw, t), start, v * array(t, [1.0, -0.5]))[0][1]
 
-    return jax.vmap(lane)(jnp.array([1.0, 2.0], t.dtype)).sum()
+    return jax.vmap(lane)(array(t, [1.0, 2.0])).sum()
 
 
 @program
 def scan_in_a_scan(draw, t):
     def outer(carry, u):
-        (x, total), _ = lax.scan(step_of(draw, t), carry, u * jnp.array([1.0, -0.5], t.dtype))
+        (x, total), _ = lax.scan(step_of(draw, t), carry, u * array(t, [1.0, -0.5]))
         return (x, total), x
 
     start = (jnp.ones((), t.dtype), jnp.zeros((), t.dtype))
-    (_, total), ys = lax.scan(outer, start, jnp.array([1.0, 0.3], t.dtype))
+    (_, total), ys = lax.scan(outer, start, array(t, [1.0, 0.3]))
     return total + jnp.sin(ys).sum()
 
 
@@ -651,7 +656,7 @@ def branch_in_a_lane(draw, t):
     def lane(u):
         return lax.cond(u > 0, lambda: draw("a", t[0] * u), lambda: 2 * draw("b", t[1]))
 
-    return costs_of(jax.vmap(lane)(jnp.array(X, t.dtype)), t).sum()
+    return costs_of(jax.vmap(lane)(array(t, X)), t).sum()
 
 
 @program
@@ -671,56 +676,56 @@ def plate_in_a_checkpoint(draw, t):
 @program
 def reversed_lanes(draw, t):
     z = plate_of(draw, t)
-    return (jnp.sin(z * 2) * z[::-1] * X).sum()
+    return (jnp.sin(z * 2) * z[::-1] * array(t, X)).sum()
 
 
 @program
 def rolled_lanes(draw, t):
     z = plate_of(draw, t)
-    return (jnp.roll(z, 1) * X + 3 * jnp.roll(z, 1) * z * t[1]).sum()
+    return (jnp.roll(z, 1) * array(t, X) + 3 * jnp.roll(z, 1) * z * t[1]).sum()
 
 
 @program
 def cumulated_lanes(draw, t):
-    return (jnp.cumsum(plate_of(draw, t)) ** 2 * X).sum()
+    return (jnp.cumsum(plate_of(draw, t)) ** 2 * array(t, X)).sum()
 
 
 @program
 def sorted_lanes(draw, t):
-    return (jnp.sort(plate_of(draw, t)) * X).sum()
+    return (jnp.sort(plate_of(draw, t)) * array(t, X)).sum()
 
 
 @program
 def mixed_lanes(draw, t):
-    a = jnp.array([[0.0, 1.0, 1.0], [2.0, 0.0, -1.0], [1.0, 1.0, 0.0]], t.dtype)
-    return (jnp.exp(a @ plate_of(draw, t) / 2) * X).sum()
+    a = array(t, [[0.0, 1.0, 1.0], [2.0, 0.0, -1.0], [1.0, 1.0, 0.0]])
+    return (jnp.exp(a @ plate_of(draw, t) / 2) * array(t, X)).sum()
 
 
 @program
 def permuted_lanes(draw, t):
     z = plate_of(draw, t)
-    return (jnp.exp(z * 2)[jnp.array([1, 2, 0])] * (z + X)).sum()
+    return (jnp.exp(z * 2)[jnp.array([1, 2, 0])] * (z + array(t, X))).sum()
 
 
 @program
 def lanes_in_matrices(draw, t):
     """Reshaped and transposed: the same sizes, other entries."""
-    z = jax.vmap(lambda u: draw("z", t[0] * u))(jnp.array([1.0, -0.5, 2.0, 0.3], t.dtype))
+    z = jax.vmap(lambda u: draw("z", t[0] * u))(array(t, [1.0, -0.5, 2.0, 0.3]))
     square = z.reshape(2, 2)
-    return (jnp.exp(square.T) * (square + 1) * jnp.array([[0.0, 1.0], [-2.0, 1.0]])).sum()
+    return (jnp.exp(square.T) * (square + 1) * array(t, [[0.0, 1.0], [-2.0, 1.0]])).sum()
 
 
 @program
 def parameters_of_other_lanes(draw, t):
     z = plate_of(draw, t)
-    y = jax.vmap(lambda z, u: draw("y", 2 * z + t[1] * u))(z[::-1], jnp.array(X, t.dtype))
-    return (jnp.exp(y) * X).sum()
+    y = jax.vmap(lambda z, u: draw("y", 2 * z + t[1] * u))(z[::-1], array(t, X))
+    return (jnp.exp(y) * array(t, X)).sum()
 
 
 @program
 def product_of_plates(draw, t):
     y, z = plate_of(draw, t, "y"), plate_of(draw, t, "z", t[1])
-    return costs_of(y, t).sum() * z.mean() + (y * z * X).sum()
+    return costs_of(y, t).sum() * z.mean() + (y * z * array(t, X)).sum()
 
 
 @program
@@ -728,23 +733,23 @@ def selected_lane(draw, t):
     """A choice points at another plate's draw."""
     z = plate_of(draw, t)
     at = draw("a", t[1]).astype(int) + draw("b", t[0]).astype(int)
-    return jnp.exp(z)[at] * jnp.array(X, t.dtype)[at] + z[0]
+    return jnp.exp(z)[at] * array(t, X)[at] + z[0]
 
 
 @program
 def written_lane(draw, t):
     z = plate_of(draw, t)
     at = draw("a", t[1]).astype(int)
-    return (z.at[at].set(3 * z[2] * t[0]).at[2].add(at) * X).sum()
+    return (z.at[at].set(3 * z[2] * t[0]).at[2].add(at) * array(t, X)).sum()
 
 
 @program
 def carry_that_mixes(draw, t):
     def step(x, u):
-        x = jax.vmap(lambda x, v: draw("x", t[0] * x + t[1] * v * u))(x, jnp.array([1.0, -2.0]))
-        return jnp.array([[0.0, 1.0], [2.0, 0.5]], t.dtype) @ x, x[0] * u
+        x = jax.vmap(lambda x, v: draw("x", t[0] * x + t[1] * v * u))(x, array(t, [1.0, -2.0]))
+        return array(t, [[0.0, 1.0], [2.0, 0.5]]) @ x, x[0] * u
 
-    last, ys = lax.scan(step, jnp.ones(2, t.dtype), jnp.array([1.0, -0.5], t.dtype))
+    last, ys = lax.scan(step, jnp.ones(2, t.dtype), array(t, [1.0, -0.5]))
     return jnp.exp(last).sum() + ys.sum()
 
 
@@ -753,7 +758,7 @@ def later_choices_are_shared(draw, t):
     """A choice whose parameter couples the lanes, used in each lane."""
     z = plate_of(draw, t)
     a = draw("a", z.sum() - t[1])
-    return (jnp.sin(z + 2 * a) * X).sum()
+    return (jnp.sin(z + 2 * a) * array(t, X)).sum()
 
 
 @program
@@ -766,22 +771,22 @@ def early_and_late(draw, t):
         x = draw("x", t[0] * x + t[1] * u)
         return (x, total + x), (x, total)
 
-    (last, total), (xs, before) = lax.scan(step, start, jnp.array(X, t.dtype))
-    return (xs * before * X).sum() + (xs * last).sum() + jnp.exp(total / 2)
+    (last, total), (xs, before) = lax.scan(step, start, array(t, X))
+    return (xs * before * array(t, X)).sum() + (xs * last).sum() + jnp.exp(total / 2)
 
 
 @program
 def batch_with_rows(draw, t):
     """[2, 3] coins, the three of a row coupled."""
-    z = draw("z", t[0] * X * jnp.array([[1.0], [-0.7]], t.dtype))
+    z = draw("z", t[0] * array(t, X) * array(t, [[1.0], [-0.7]]))
     return (jnp.sin(z.sum(1) + t[1]) + z[:, 0]).sum()
 
 
 @program
 def batch_with_columns(draw, t):
     """[2, 3] coins, the two of a column coupled, and the columns of a term."""
-    z = draw("z", t[0] * X * jnp.array([[1.0], [-0.7]], t.dtype))
-    return (jnp.prod(z + 1, 0) * X).sum() + (jnp.cumsum(z, 1) ** 2).sum()
+    z = draw("z", t[0] * array(t, X) * array(t, [[1.0], [-0.7]]))
+    return (jnp.prod(z + 1, 0) * array(t, X)).sum() + (jnp.cumsum(z, 1) ** 2).sum()
 
 
 @program
@@ -789,14 +794,14 @@ def results_of_one_call(draw, t):
     """A jitted function of two plates with a result for each."""
     y, z = plate_of(draw, t, "y"), plate_of(draw, t, "z", t[1])
     f, g = jax.jit(lambda y, z: (jnp.sin(2 * y), jnp.cos(z)))(y, z)
-    return (f * X).sum() + g.sum()
+    return (f * array(t, X)).sum() + g.sum()
 
 
 @program
 def constants_beside_terms(draw, t):
     a, b = draw("a", t[0]), draw("b", t[1])
-    terms = a * jnp.array(X, t.dtype) + b * jnp.array([2.0, 1.0, -1.0], t.dtype)
-    return jnp.concatenate([terms + 1, jnp.array(X, t.dtype)]).sum()
+    terms = a * array(t, X) + b * array(t, [2.0, 1.0, -1.0])
+    return jnp.concatenate([terms + 1, array(t, X)]).sum()
 
 
 # ---- exact expectations: the densities and values of all outcomes
@@ -885,7 +890,8 @@ def test_enumeration_is_exact(name):
 def test_enumeration_and_scores_together(name):
     """Every second address is enumerated."""
     function = PROGRAMS[name]
-    addresses = list(vx.simulate(lambda: function(drawing({}), jnp.array(THETA)))(jax.random.key(0)).choices)
+    model = vx.model(lambda: function(drawing({}), jnp.array(THETA)))
+    addresses = list(jax.eval_shape(lambda: model().simulate(jax.random.key(0)).choices))
     if len(addresses) == 1:
         pytest.skip("one address")
     exactly = [dict.fromkeys(addresses[i::2], est.Enumerate()) for i in (0, 1)]
