@@ -16,7 +16,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from ._jax import is_traced
 from .arrays import repeated
 from .errors import CapabilityError
 from .measures import (
@@ -190,10 +192,16 @@ class Law:
 
     # ---- finite supports
 
-    def element_support(self) -> jax.Array | None:
-        """All values of one element, shape `[K, *event]`, or None if they cannot be listed."""
+    def element_support(self) -> np.ndarray | jax.Array | None:
+        """All values of one element, shape `[K, *event]`, or None if they cannot be listed.
+
+        Constants wherever they do not depend on traced parameters, so that XLA sees them.
+        """
         inner = [x[(0,) * n] for x, n in zip(self.operands, self._mapped_count(), strict=True)]
-        return element_support(unpack(self.site, inner)[0])
+        measure = unpack(self.site, inner)[0]
+        with jax.ensure_compile_time_eval():
+            support = element_support(measure)
+        return support if support is None or is_traced(support) else np.asarray(support)
 
     @property
     def support_shape(self) -> tuple[int, ...] | None:

@@ -161,7 +161,7 @@ def rotation_trick(e: jax.Array, q: jax.Array) -> jax.Array:
     a gradient and the codeword are kept. No derivative reaches q; train codewords with a term of
     their own.
 
-    Fifty, Junkins, Duan, Iger, Liu, Amid, Thrun and Re 2024.
+    Fifty et al. 2024.
     """
     return q
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..errors import EnumerationError
 from ..law import Law
@@ -53,16 +54,16 @@ class Enumerate(Branching):
         assert support is not None
         digits = joint_digits(support.shape[0], law)  # [J, *elements]
         values = support[digits].reshape((len(digits), *law.site.shape))
-        values = values.astype(law.site.value.dtype)
+        values = values.astype(law.site.value.dtype)  # constants, as a rule
         log_p = law.log_prob_each(values)  # [J, *elements]
         if law.has_mask:  # an absent element has one value: its first
             log_p = jnp.where(law.present_elements() | (digits == 0), log_p, -jnp.inf)
         return Branches(values, jnp.exp(law.couple(log_p)))
 
 
-def joint_digits(k: int, law: Law) -> jax.Array:
+def joint_digits(k: int, law: Law) -> np.ndarray:
     """All joint values of the coupled elements as indices 0 ... k - 1, shape [J, *elements]."""
     n = law.coupled_count
-    digits = jnp.arange(k**n)[:, None] // k ** jnp.arange(n)[::-1] % k  # [J, n]
+    digits = np.arange(k**n)[:, None] // k ** np.arange(n)[::-1] % k  # [J, n]
     shape = [m if c else 1 for m, c in zip(law.elements, law.coupled or (), strict=True)]
-    return jnp.broadcast_to(digits.reshape((k**n, *shape)), (k**n, *law.elements))
+    return np.broadcast_to(digits.reshape((k**n, *shape)), (k**n, *law.elements))

@@ -56,7 +56,7 @@ def support(law: Law) -> jax.Array:
     """All values of one element, `[K, *event]`."""
     found = law.element_support()
     assert found is not None
-    return found
+    return jnp.asarray(found)
 
 
 def class_log_probs(law: Law) -> jax.Array:

@@ -120,7 +120,7 @@ class WithoutReplacement(_Subset):
         baseline: compare each k(s), in its score term, with an estimate of E[k(x)] from the same
             set that is independent of s in expectation. It costs no run.
 
-    Kool, van Hoof and Welling 2020, theorems 1 and 3.
+    Kool, van Hoof and Welling 2020.
     """
 
     n: int
