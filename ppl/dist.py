@@ -17,18 +17,27 @@ import numpyro.distributions as npd
 from jax.scipy.special import gammaln
 from numpyro.distributions import *  # noqa: F403
 
+from .onehot import OneHotCategorical as OneHotCategorical
+
 
 class BernoulliLogits(npd.BernoulliLogits):
     """Bernoulli with log odds: log p(1) = -softplus(-logits), log p(0) = -softplus(logits).
 
-    Support: 0 and 1. Exact for infinite logits.
+    Support: 0 and 1. Exact for infinite logits. A float between 0 and 1 is a relaxed value
+    (`varax.estimators.REBAR`, `Concrete`): its log probability is interpolated.
     """
 
     def log_prob(self, value: Any) -> Any:
         """Log probability; minus infinity outside the support."""
         logits: Any = self.logits
-        log_p = -jax.nn.softplus(jnp.where(value == 1, -logits, logits))
-        return jnp.where((value == 0) | (value == 1), log_p, -jnp.inf)
+        if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            log_p = -jax.nn.softplus(jnp.where(value == 1, -logits, logits))
+            return jnp.where((value == 0) | (value == 1), log_p, -jnp.inf)
+        finite = jnp.where(jnp.isinf(logits), 0.0, logits)
+        log_p = value * finite - jax.nn.softplus(finite)
+        sure = jnp.where(value == jnp.where(logits > 0, 1.0, 0.0), 0.0, -jnp.inf)
+        inside = (value >= 0) & (value <= 1)
+        return jnp.where(inside, jnp.where(jnp.isinf(logits), sure, log_p), -jnp.inf)
 
 
 class BinomialLogits(npd.BinomialLogits):

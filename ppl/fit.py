@@ -16,6 +16,7 @@ from ..transforms.derivatives import join, split_floats, value_and_grad
 from ..transforms.errors import NonFiniteError, ShapeError, VaraxError
 from ..transforms.expect import Estimators, by_path
 from ..transforms.staging import stage
+from ..transforms.strategies import Strategy
 from .batches import Batches
 from .progress import Progress
 
@@ -75,6 +76,7 @@ def fit(
     batch_size: int | None = None,
     maximize: bool = True,
     progress: bool = True,
+    using: Strategy | None = None,
     estimators: Estimators | None = None,
     strict: bool = False,
 ) -> FitResult:
@@ -93,6 +95,7 @@ def fit(
             renewed on the device every epoch; all of them where it is None.
         maximize: False minimises.
         progress: whether to show the bar (on standard error).
+        using: how the expectation is taken, as in `vx.expect`.
         estimators: by address, in the place of those that the objective asks for, such as those
             of `vx.tune_estimators`.
         strict: refuse estimators that are biased on purpose.
@@ -110,7 +113,7 @@ def fit(
     floats = jax.tree.map(jnp.asarray, floats)
     batches = Batches(data, batch_size)
     loop = _Loop(objective, rest, optimizer, key, batches, 1.0 if maximize else -1.0)
-    loop.asked = {"estimators": estimators, "strict": strict}
+    loop.asked = {"using": using, "estimators": estimators, "strict": strict}
     loop.check_scalar(floats)
     state = _State(floats, optimizer.init(floats), batches.start())
     history: list[np.ndarray] = []

@@ -15,6 +15,7 @@ from ..transforms import seed as _seed
 from ..transforms import strategies
 from ..transforms import tune as _tune
 from ..transforms.choices import Choices
+from ..transforms.declared import declare_biased as declare_biased
 from ..transforms.signals import learning_signals as learning_signals
 from ..transforms.smooth import assume_smooth as assume_smooth
 from .measure import Measure

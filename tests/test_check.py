@@ -241,3 +241,20 @@ def test_sigma_points_are_exact_for_cubics_of_coupled_normals():
 
     exact = exactly(mean, tuple(THETA.tolist()))
     np.testing.assert_allclose(draws_of(strategies.SigmaPoints(), 2, f), [exact] * 2, rtol=1e-4)
+
+
+def test_declared_bias_is_reported_and_refused():
+    def quantised(t):
+        e = vx.sample("e", d.Normal(t, 1.0).expand([3]))
+        q = jax.lax.stop_gradient(2.0 * e)
+        return (est.rotation_trick(e, q) ** 2).sum() + vx.declare_biased(e, "mine").sum()
+
+    report = vx.check(quantised, 0.3)
+    assert not report.unbiased
+    assert [name for name, _ in report.declared] == ["rotation_trick", "mine"]
+    assert "biased on purpose: rotation_trick at" in repr(report)
+    with pytest.raises(vx.errors.BiasedEstimatorError, match="rotation_trick"):
+        vx.grad(quantised, strict=True)(KEY, 0.3)
+    e = jnp.array([1.0, 2.0, 2.0])
+    np.testing.assert_array_equal(est.rotation_trick(e, 2 * e), 2 * e)
+    np.testing.assert_allclose(jax.jacobian(est.rotation_trick)(e, 2 * e), 2 * np.eye(3), atol=1e-6)

@@ -1,9 +1,9 @@
 """Credit assignment: a choice answers for the terms that depend on it, lane by lane, step by step.
 
-Three questions. Which terms are found, and what do they depend on. With given draws, is a gradient the
-formula written by hand: sum_i score_i c_i for a plate, sum_t score_t sum_{s >= t} c_s for a chain.
-And, for programs that try to mislead the analysis, are the estimates unbiased, and is the same test
-failed by an estimator without scores and by an analysis that takes every axis for kept.
+Three questions. Which terms are found, and on what do they depend? With given draws, is a gradient
+the formula written by hand: sum_i score_i c_i for a plate, sum_t score_t sum_{s >= t} c_s for a
+chain? And are estimates unbiased in programs that try to mislead the analysis, where an estimator
+without scores fails, and an analysis that takes every axis for kept?
 """
 
 import dataclasses
@@ -17,14 +17,18 @@ import pytest
 from control_flow_forms import couple
 from gradient_checks import (
     FirstOrder,
+    Frozen,
     FrozenWeights,
     NoScore,
+    check,
     check_biased,
     check_exact,
     check_mean,
     estimates,
     gradient,
     hessian,
+    mean_coin,
+    mean_normal,
     tolerance,
 )
 from jax import lax
@@ -209,7 +213,10 @@ def pathwise_between():
 
 
 def joined():
-    return lax.pad(costs(lanes()), 0.0, [(1, 2, 0)]).sum() + jnp.concatenate([costs(lanes("y")), X]).sum()
+    return (
+        lax.pad(costs(lanes()), 0.0, [(1, 2, 0)]).sum()
+        + jnp.concatenate([costs(lanes("y")), X]).sum()
+    )
 
 
 def branches():
@@ -251,9 +258,15 @@ TERMS = {
     "sum of a nested jit": (lambda: mean_of_jitted(lambda c: c)(costs(lanes())), PLATE),
     "cost is jitted": (lambda: mean_of_jitted(costs)(lanes()), PLATE),
     "deep": (lambda: deep(3), PLATE),
-    "lanes are jitted": (lambda: jax.jit(jax.vmap(lambda u: costs(coin("z", u))[0]))(X).sum(), PLATE),
+    "lanes are jitted": (
+        lambda: jax.jit(jax.vmap(lambda u: costs(coin("z", u))[0]))(X).sum(),
+        PLATE,
+    ),
     "everything is jitted": (jax.jit(lambda: costs(lanes()).sum()), PLATE),
-    "lanes are checkpointed": (lambda: jax.vmap(jax.checkpoint(lambda u: coin("z", u) * u))(X).sum(), PLATE),
+    "lanes are checkpointed": (
+        lambda: jax.vmap(jax.checkpoint(lambda u: coin("z", u) * u))(X).sum(),
+        PLATE,
+    ),
     "recorded": (recorded, PLATE),
     "output per lane": (lambda: costs(lanes()), PLATE),
     "integers": (lambda: (lanes() > 0).astype(int).sum(), ALL),
@@ -261,18 +274,30 @@ TERMS = {
     "square of the sum": (lambda: costs(lanes()).sum() ** 2, ALL),
     "product": (lambda: costs(lanes()).prod(), ALL),
     "largest": (lambda: costs(lanes()).max(), ALL),
-    "lanes read each other": (lambda: (lanes() * (1 + lanes("y")[::-1])).sum(), [{"y": "*", "z": "0"}]),
+    "lanes read each other": (
+        lambda: (lanes() * (1 + lanes("y")[::-1])).sum(),
+        [{"y": "*", "z": "0"}],
+    ),
     "cumulative": (lambda: jnp.sin(jnp.cumsum(lanes())).sum(), [{"z": "0<"}]),
     "sorted": (lambda: jnp.sin(jnp.sort(lanes()) * X).sum(), ALL),
     "matrix": (lambda: jnp.sin(jnp.ones((3, 3)) @ lanes()).sum(), ALL),
     "two plates": (two_plates, [{"y": "0", "z": "0"}]),
-    "nested plates": (lambda: nested(lambda z, x: jnp.sin(x * z).sum()).sum(), [{"x": "0 1", "z": "0"}]),
+    "nested plates": (
+        lambda: nested(lambda z, x: jnp.sin(x * z).sum()).sum(),
+        [{"x": "0 1", "z": "0"}],
+    ),
     "nested plates, two costs": (
         lambda: nested(lambda z, x: jnp.sin(x * z).sum() + z).sum(),
         [{"x": "0 1", "z": "0"}, {"z": "0"}],
     ),
-    "inner plate coupled": (lambda: nested(lambda z, x: x.sum() ** 2).sum(), [{"x": "0 .", "z": "0"}]),
-    "outer plate coupled": (lambda: (nested(lambda z, x: x).sum(0) ** 2).sum(), [{"x": ". 0", "z": "*"}]),
+    "inner plate coupled": (
+        lambda: nested(lambda z, x: x.sum() ** 2).sum(),
+        [{"x": "0 .", "z": "0"}],
+    ),
+    "outer plate coupled": (
+        lambda: (nested(lambda z, x: x).sum(0) ** 2).sum(),
+        [{"x": ". 0", "z": "*"}],
+    ),
     "batch": (batch, [{"z": "0 1"}]),
     "batch, rows coupled": (rows_of_a_batch, [{"z": "0 ."}]),
     "vectors": (vectors, PLATE),
@@ -317,7 +342,10 @@ def test_terms(name):
 
 
 GAPS = {
-    "stack": (lambda: jnp.stack([costs(lanes()), costs(lanes("y"))]).sum(), [{"y": "0"}, {"z": "0"}]),
+    "stack": (
+        lambda: jnp.stack([costs(lanes()), costs(lanes("y"))]).sum(),
+        [{"y": "0"}, {"z": "0"}],
+    ),
     "stacked scalars": (
         lambda: jnp.stack([coin(f"z{i}", u) for i, u in enumerate(X)]).sum(),
         [{"z0": "*"}, {"z1": "*"}, {"z2": "*"}],
@@ -330,7 +358,10 @@ GAPS = {
     "steps of an inner scan": (lambda: scan_in_scan(), [{"x": "0< 1<"}]),
     "a total of weak type": (lambda: weak_total(2.0 * coin("a", 0.3)), [{"a": "*"}, {"x": "0"}]),
     "squares by a product": (lambda: lanes() @ costs(lanes("y")), [{"y": "0", "z": "0"}]),
-    "where in a jit": (lambda: jnp.where(X > 0, costs(lanes()), costs(lanes("y"))).sum(), [{"y": "0"}, {"z": "0"}]),
+    "where in a jit": (
+        lambda: jnp.where(X > 0, costs(lanes()), costs(lanes("y"))).sum(),
+        [{"y": "0"}, {"z": "0"}],
+    ),
 }
 
 
@@ -515,7 +546,9 @@ def test_formula(name, baseline, x64):
     else:
         each = sum((s * (c - others(c))).reshape(-1, RUNS).sum(0) for s, c in pairs) + direct
         total = each.mean()
-    np.testing.assert_allclose(found, total, rtol=tolerance(found.dtype), atol=tolerance(found.dtype))
+    np.testing.assert_allclose(
+        found, total, rtol=tolerance(found.dtype), atol=tolerance(found.dtype)
+    )
 
 
 def test_formula_with_a_constant_baseline(x64):
@@ -540,10 +573,131 @@ def test_formula_with_a_learned_baseline(x64):
 
     found = vx.grad(program)(jax.random.key(0), b)
     total = np.sin(x) + t * x - np.asarray(b)
-    np.testing.assert_allclose(found, total, rtol=tolerance(found.dtype), atol=tolerance(found.dtype))
+    np.testing.assert_allclose(
+        found, total, rtol=tolerance(found.dtype), atol=tolerance(found.dtype)
+    )
 
 
-# ---- unbiased: coins in every arrangement
+# ---- unbiased: what one plate's draws are used for
+
+
+def array(t, x):
+    """In the precision of t, and not a constant that functions traced in either have in common."""
+    return jnp.array(x, t.dtype)
+
+
+def costs_of(z, t):
+    return jnp.sin(2 * z + t[1]) * array(t, X) + z * t[0]
+
+
+FOUR = np.array([1.0, -0.5, 2.0, 0.3])
+MATRIX = np.array([[0.0, 1.0, 1.0, 0.5], [2.0, 0.0, -1.0, 1], [1.0, 1.0, 0.0, 0], [0, 0, 1, -1]])
+
+
+def lane_costs(z, t):
+    return jnp.sin(2 * z + t[1]) * array(t, FOUR) + z * t[0]
+
+
+def written(z, t):
+    return (z.at[1:].set(3 * z[:3] * t[0]).at[2].multiply(z[0] + 1) * array(t, FOUR)).sum()
+
+
+def squares(z, t):
+    """Reshaped and transposed: the same sizes, other entries."""
+    square = z.reshape(2, 2)
+    return (jnp.exp(square.T) * (square + 1) * array(t, [[0.0, 1.0], [-2.0, 1.0]])).sum()
+
+
+def looped(z, t):
+    """Each step of a loop reads its own entry, then what a later one needs."""
+
+    def step(carry, row):
+        return carry * t[1] + row[0], jnp.sin(row[1] * 2 + carry)
+
+    return lax.scan(step, array(t, 0.5), (z, z[::-1]))[1] @ array(t, FOUR)
+
+
+OBJECTIVES = {
+    "sum": lambda z, t: lane_costs(z, t).sum(),
+    "mean of a jit": lambda z, t: 3 * jax.jit(lambda z: jax.jit(lane_costs)(z, t).mean())(z),
+    "square": lambda z, t: lane_costs(z, t).sum() ** 2,
+    "half and half": lambda z, t: lane_costs(z, t).sum() + jnp.sin(z.sum()) * t[1],
+    "reversed": lambda z, t: (jnp.sin(z * 2) * z[::-1] * array(t, FOUR)).sum(),
+    "rolled": lambda z, t: (jnp.roll(z, 1) * (array(t, FOUR) + 3 * z * t[1])).sum(),
+    "cumulated": lambda z, t: (jnp.cumsum(z) ** 2 * array(t, FOUR)).sum(),
+    "sorted": lambda z, t: (jnp.sort(z) * array(t, FOUR)).sum(),
+    "mixed": lambda z, t: (jnp.exp(array(t, MATRIX) @ z / 2) * array(t, FOUR)).sum(),
+    "permuted": lambda z, t: (jnp.exp(z * 2)[jnp.array([1, 2, 3, 0])] * (z + t[0])).sum(),
+    "squares": squares,
+    "written": written,
+    "looped": looped,
+    "selected": lambda z, t: (array(t, FOUR)[(z + jnp.roll(z, 1)).astype(int)] * z).sum(),
+    "largest": lambda z, t: (z * array(t, FOUR)).max() + jnp.argmax(z * array(t, FOUR)) * z[0],
+    "fourier": lambda z, t: (jnp.abs(jnp.fft.fft(z)) * array(t, FOUR)).sum(),
+}
+FEELS = {"reversed", "rolled", "sorted", "looped"}  # of these the blind analysis is wrong
+
+
+def plate_of(draw, t, address="z", start=0.0, lanes=X):
+    return jax.vmap(lambda u: draw(address, t[0] * u + start))(array(t, lanes))
+
+
+def all_objectives(draw, t):
+    z = plate_of(draw, t, lanes=FOUR)
+    return [f(z, t) for f in OBJECTIVES.values()]
+
+
+def derivatives(program, key, theta):
+    """An estimate of the values and gradients of a list of objectives, [n, 1 + p]."""
+    values, pull = jax.vjp(lambda t: jnp.stack(vx.expect(program)(key, t)), theta)
+    (slopes,) = jax.vmap(pull)(jnp.eye(len(values), dtype=values.dtype))
+    return jnp.concatenate([values[:, None], slopes], 1)
+
+
+def kept_axes(eqn):
+    """An analysis that is wrong: every axis that may have been kept was kept."""
+    out = eqn.outvars[0].aval.shape
+    return [
+        {i: axis_rules.Along(i) for i, n in enumerate(v.aval.shape) if v.aval.shape == out}
+        for v in eqn.invars
+    ]
+
+
+def test_objectives_of_one_plate():
+    scores = [est.Score(), est.Score(est.LeaveOneOut(2)), est.Score(est.LeaveOneOut(3))]
+    programs = [lambda t, e=e: all_objectives(drawing(e), t) for e in [*scores, NoScore()]]
+    exact = exactly(all_objectives, derivatives)
+    *found, twin = estimates(programs, THETA, derivatives)
+    for draws in found:
+        check_mean(draws, exact)
+    for at in range(len(OBJECTIVES)):
+        check_biased(twin[:, at], exact[at])
+
+
+def test_objectives_of_one_plate_to_a_blind_analysis(monkeypatch):
+    monkeypatch.setattr(dependence, "axis_map", kept_axes)
+    exact = exactly(all_objectives, derivatives)
+    program = lambda t: all_objectives(drawing(est.Score()), t)  # noqa: E731
+    (draws,) = estimates([program], THETA, derivatives)
+    for at, name in enumerate(OBJECTIVES):
+        if name in FEELS:
+            check_biased(draws[:, at], exact[at])
+
+
+@pytest.mark.parametrize("first", range(0, len(OBJECTIVES), 8))
+def test_objectives_of_one_plate_by_enumeration(first):
+    """One at a time: together one that couples the lanes would couple them for all."""
+    each = list(OBJECTIVES.values())[first : first + 8]
+
+    def program(f):
+        return lambda t: f(plate_of(drawing(est.Enumerate()), t, lanes=FOUR), t)
+
+    exact = exactly(all_objectives, derivatives)
+    for at, draws in enumerate(estimates([program(f) for f in each], THETA, draws=2)):
+        check_exact(draws, exact[first + at])
+
+
+# ---- unbiased: several choices, in every arrangement
 
 PROGRAMS = {}
 
@@ -552,35 +706,6 @@ def program(function):
     """`function(draw, t)`, where `draw(address, logit)` is a coin."""
     PROGRAMS[function.__name__] = function
     return function
-
-
-def array(t, x):
-    """In the precision of t, and not a constant that functions traced in either have in common."""
-    return jnp.array(x, t.dtype)
-
-
-def plate_of(draw, t, address="z", start=0.0):
-    return jax.vmap(lambda u: draw(address, t[0] * u + start))(array(t, X))
-
-
-def costs_of(z, t):
-    return jnp.sin(2 * z + t[1]) * array(t, X) + z * t[0]
-
-
-@program
-def plate(draw, t):
-    return costs_of(plate_of(draw, t), t).sum()
-
-
-@program
-def plate_coupled(draw, t):
-    return costs_of(plate_of(draw, t), t).sum() ** 2
-
-
-@program
-def plate_half(draw, t):
-    z = plate_of(draw, t)
-    return costs_of(z, t).sum() + jnp.sin(z.sum()) * t[1]
 
 
 @program
@@ -660,59 +785,9 @@ def branch_in_a_lane(draw, t):
 
 
 @program
-def plate_in_a_jit(draw, t):
-    return jax.jit(lambda t: jax.jit(costs_of)(plate_of(draw, t), t).mean())(t) * 3
-
-
-@program
 def plate_in_a_checkpoint(draw, t):
     y = plate_of(draw, t, "y")
     return jax.checkpoint(lambda t: costs_of(plate_of(draw, t), t).sum())(t) * y.mean() + y.sum()
-
-
-# those that try to mislead
-
-
-@program
-def reversed_lanes(draw, t):
-    z = plate_of(draw, t)
-    return (jnp.sin(z * 2) * z[::-1] * array(t, X)).sum()
-
-
-@program
-def rolled_lanes(draw, t):
-    z = plate_of(draw, t)
-    return (jnp.roll(z, 1) * array(t, X) + 3 * jnp.roll(z, 1) * z * t[1]).sum()
-
-
-@program
-def cumulated_lanes(draw, t):
-    return (jnp.cumsum(plate_of(draw, t)) ** 2 * array(t, X)).sum()
-
-
-@program
-def sorted_lanes(draw, t):
-    return (jnp.sort(plate_of(draw, t)) * array(t, X)).sum()
-
-
-@program
-def mixed_lanes(draw, t):
-    a = array(t, [[0.0, 1.0, 1.0], [2.0, 0.0, -1.0], [1.0, 1.0, 0.0]])
-    return (jnp.exp(a @ plate_of(draw, t) / 2) * array(t, X)).sum()
-
-
-@program
-def permuted_lanes(draw, t):
-    z = plate_of(draw, t)
-    return (jnp.exp(z * 2)[jnp.array([1, 2, 0])] * (z + array(t, X))).sum()
-
-
-@program
-def lanes_in_matrices(draw, t):
-    """Reshaped and transposed: the same sizes, other entries."""
-    z = jax.vmap(lambda u: draw("z", t[0] * u))(array(t, [1.0, -0.5, 2.0, 0.3]))
-    square = z.reshape(2, 2)
-    return (jnp.exp(square.T) * (square + 1) * array(t, [[0.0, 1.0], [-2.0, 1.0]])).sum()
 
 
 @program
@@ -809,7 +884,7 @@ def constants_beside_terms(draw, t):
 
 def outcomes(function, t):
     """`value` and log density of every outcome of a program of coins."""
-    model = vx.model(lambda: function(drawing({}), t))
+    model = vx.model(lambda: function(drawing(None), t))
     shapes = jax.eval_shape(lambda: model().simulate(jax.random.key(0)).choices)
     sizes = {a: int(np.prod(x.shape)) for a, x in shapes.items()}
     every = np.array(list(itertools.product([0, 1], repeat=sum(sizes.values()))))
@@ -826,76 +901,318 @@ def outcomes(function, t):
     return jax.vmap(one)(choices)
 
 
-def expectation(function):
-    """Absent choices count twice in every outcome, equally often in all."""
+@functools.cache
+def exactly(function, of=gradient):
+    """Derivatives of the expectation, in float64.
+
+    A choice that is absent counts twice in every outcome, equally often in all.
+    """
 
     def mean(t):
         values, log_densities = outcomes(function, t)
         weights = jnp.exp(log_densities)
-        return (weights * values).sum() / jax.lax.stop_gradient(weights.sum())
+        values = jnp.stack(jax.tree.leaves(values))  # [outputs, outcomes]
+        return values @ weights / jax.lax.stop_gradient(weights.sum())
 
-    return mean
-
-
-@functools.cache
-def exact(name, of=gradient):
-    mean = expectation(PROGRAMS[name])
     with jax.enable_x64(True):
         t = jnp.array(THETA)
         if of is hessian:
-            return np.asarray(jax.jit(jax.hessian(mean))(t))
-        value, slope = jax.jit(jax.value_and_grad(mean))(t)
-        return np.concatenate([value[None], slope])
+            return np.asarray(jax.jit(jax.hessian(mean))(t))[0]
+        values, slopes = jax.jit(lambda t: (mean(t), jax.jacobian(mean)(t)))(t)
+        found = np.concatenate([values[:, None], slopes], 1)
+        return found if of is derivatives else found[0]
 
 
-def drawing(estimators, default=None):
+def drawing(estimator, **others):
+    """Coins; `others` by address."""
+
     def draw(address, logit):
-        return coin(address, logit, estimators.get(address, default))
+        return coin(address, logit, others.get(address, estimator))
 
     return draw
 
 
-def estimated(name, estimators, of=gradient, draws=50_000):
-    function = PROGRAMS[name]
-    programs = [lambda t, e=e: function(drawing({}, e), t) for e in estimators]
-    return estimates(programs, THETA, of, draws)
+def check_program(name, right, twins, of=gradient):
+    """Each of `right` and of `twins` is the estimator, and those of some addresses."""
+    exact, function = exactly(PROGRAMS[name], of), PROGRAMS[name]
+    programs = [lambda t, e=e, o=o: function(drawing(e, **o), t) for e, o in [*right, *twins]]
+    found = estimates(programs, THETA, of)
+    for draws in found[: len(right)]:
+        check_mean(draws, exact)
+    for draws in found[len(right) :]:
+        check_biased(draws, exact)
 
 
-SCORES = [
-    est.Score(),
-    est.Score(est.LeaveOneOut(2)),
-    est.Score(est.LeaveOneOut(3)),
-    est.Score(0.7),
-    est.Score(est.Learned(0.3)),
-]
-IN_A_REGION = {"plate_in_a_checkpoint"}
+def alone(*estimators):
+    return [(e, {}) for e in estimators]
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_unbiased(name):
-    found, *others, twin = estimated(name, [*SCORES, NoScore()])
-    for draws in (found, *others):
-        check_mean(draws, exact(name))
-    check_biased(twin, exact(name))
+def test_scores(name):
+    right = alone(est.Score(), est.Score(est.LeaveOneOut()), est.Score(0.7))
+    check_program(name, right, alone(NoScore()))
+
+
+@pytest.mark.parametrize("name", ["plates_nested", "early_and_late", "plate_in_a_scan"])
+def test_more_baselines(name):
+    right = alone(est.Score(est.LeaveOneOut(3)), est.Score(est.Learned(0.3)))
+    check_program(name, right, alone(NoScore(est.LeaveOneOut(3))))
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_enumeration_is_exact(name):
-    draws, twin = estimated(name, [est.Enumerate(), FrozenWeights()], draws=2)
-    check_exact(draws, exact(name))
-    check_biased(twin, exact(name))
+    exact, function = exactly(PROGRAMS[name]), PROGRAMS[name]
+    programs = [lambda t, e=e: function(drawing(e), t) for e in (est.Enumerate(), FrozenWeights())]
+    draws, twin = estimates(programs, THETA, draws=2)
+    check_exact(draws, exact)
+    check_biased(twin, exact)
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_enumeration_and_scores_together(name):
-    """Every second address is enumerated."""
-    function = PROGRAMS[name]
-    model = vx.model(lambda: function(drawing({}), jnp.array(THETA)))
-    addresses = list(jax.eval_shape(lambda: model().simulate(jax.random.key(0)).choices))
-    if len(addresses) == 1:
-        pytest.skip("one address")
-    exactly = [dict.fromkeys(addresses[i::2], est.Enumerate()) for i in (0, 1)]
-    pairs = [(e, s) for e in exactly for s in (est.Score(), est.Score(est.LeaveOneOut()), est.Score(0.7))]
-    programs = [lambda t, p=p: function(drawing(*p), t) for p in pairs]
-    for draws in estimates(programs, THETA):
-        check_mean(draws, exact(name))
+SEVERAL = {  # the addresses that are enumerated
+    "plates_nested": "zx",
+    "parameters_of_other_lanes": "zy",
+    "product_of_plates": "zy",
+    "selected_lane": "za",
+    "later_choices_are_shared": "za",
+    "results_of_one_call": "zy",
+    "constants_beside_terms": "a",
+    "plate_in_a_checkpoint": "zy",
+}
+PAIRS = [(name, address) for name, addresses in SEVERAL.items() for address in addresses]
+
+
+@pytest.mark.parametrize("name, address", PAIRS)
+def test_enumeration_beside_scores(name, address):
+    scores = [est.Score(), est.Score(est.LeaveOneOut()), est.Score(0.7)]
+    exact = {address: est.Enumerate()}
+    check_program(name, [(e, exact) for e in scores], [(NoScore(), exact)])
+
+
+@pytest.mark.parametrize(
+    "name", ["parameters_of_other_lanes", "plate_in_a_scan", "carry_that_mixes"]
+)
+def test_a_blind_analysis_is_biased(name, monkeypatch):
+    monkeypatch.setattr(dependence, "axis_map", kept_axes)
+    check_program(name, [], alone(est.Score()))
+
+
+@pytest.mark.parametrize(
+    "name", ["plates_nested", "chain_with_costs", "product_of_plates", "plate_in_a_scan"]
+)
+def test_second_derivatives(name):
+    right = alone(est.Score(), est.Score(est.LeaveOneOut()))
+    check_program(name, right, alone(FirstOrder()), hessian)
+
+
+# ---- unbiased: with pathwise choices before and between
+
+
+def shared_noise(t, score, path):
+    """A pathwise choice that all lanes' parameters and costs depend on."""
+    r = vx.sample("r", d.Normal(t[0], 0.7), estimator=path)
+    z = jax.vmap(lambda u: coin("z", t[1] * u + r, score))(array(t, X))
+    return (z * (r + array(t, X))).sum() + z.sum() ** 2 * t[0]
+
+
+def mean_of_shared_noise(t):
+    def given(r):
+        p = jax.nn.sigmoid(t[1] * array(t, X) + r)
+        return p @ (r + array(t, X)) + ((p * (1 - p)).sum() + p.sum() ** 2) * t[0]
+
+    return mean_normal(given, t[0], 0.7)
+
+
+def noise_between(t, score, path):
+    """In each lane a coin, a pathwise choice that depends on it, and a coin of both."""
+
+    def lane(u):
+        z = coin("z", t[0] * u, score)
+        r = vx.sample("r", d.Normal(t[1] * z + t[0], 0.7), estimator=path)
+        return coin("y", r + z, score) * r * u + jnp.sin(z + r)
+
+    return jax.vmap(lane)(array(t, X)).sum()
+
+
+def mean_of_noise_between(t):
+    def lane(u):
+        def given(z):
+            return mean_normal(
+                lambda r: jax.nn.sigmoid(r + z) * r * u + jnp.sin(z + r), t[1] * z + t[0], 0.7
+            )
+
+        return mean_coin(given, t[0] * u)
+
+    return sum(lane(u) for u in X)
+
+
+MIXED = [(shared_noise, mean_of_shared_noise), (noise_between, mean_of_noise_between)]
+
+
+@pytest.mark.parametrize("program, mean", MIXED)
+def test_pathwise_and_score(program, mean):
+    path, score = est.Reparam(), est.Score()
+    for right in (score, est.Score(est.LeaveOneOut()), est.Score(0.7), est.Enumerate()):
+        check(program, mean, THETA, (right, path), *((NoScore(), path),) * (right == score))
+    check(program, mean, THETA, (score, path), (score, Frozen()))
+
+
+# ---- enumeration of what is apart
+
+
+def test_enumeration_of_many_lanes(x64):
+    """K values, not K^n: two choices in each of 300 lanes, and their exact mean."""
+    u = np.linspace(-1, 1, 300)
+
+    def program(t):
+        def lane(u):
+            z = coin("z", t * u, est.Enumerate())
+            y = vx.sample(
+                "y", d.Categorical(logits=array(t, U) * (z + u)), estimator=est.Enumerate()
+            )
+            return jnp.sin(z + y) * u
+
+        return jax.vmap(lane)(array(t, u)).sum()
+
+    def mean(t):
+        def lane(u):
+            p = jax.nn.sigmoid(t * u)
+            q = [jax.nn.softmax(U * (z + u)) @ jnp.sin(z + np.arange(4)) for z in (0, 1)]
+            return ((1 - p) * q[0] + p * q[1]) * u
+
+        return jax.vmap(lane)(u).sum()
+
+    t = jnp.array(0.7)
+    found = vx.value_and_grad(program)(jax.random.key(0), t)
+    tol = 10 * tolerance(found[0].dtype)  # sums of 300
+    np.testing.assert_allclose(found, jax.value_and_grad(mean)(t), rtol=tol, atol=tol)
+
+
+def test_enumeration_of_rows(x64):
+    """[50, 3] coins of which the three of a row are coupled: 2^3 values."""
+    u = np.random.default_rng(0).normal(size=(50, 3))
+
+    def program(t):
+        z = coin("z", t * array(t, u), est.Enumerate())
+        return jnp.sin(z.sum(1)).sum()
+
+    def mean(t):
+        def row(u):
+            every = np.array(list(itertools.product([0, 1], repeat=3)))
+            p = jax.nn.sigmoid(t * u)
+            return jnp.prod(jnp.where(every, p, 1 - p), 1) @ jnp.sin(every.sum(1))
+
+        return jax.vmap(row)(u).sum()
+
+    t = jnp.array(0.7)
+    found = vx.value_and_grad(program)(jax.random.key(0), t)
+    tol = 10 * tolerance(found[0].dtype)
+    np.testing.assert_allclose(found, jax.value_and_grad(mean)(t), rtol=tol, atol=tol)
+
+
+# ---- outputs beside the objective
+
+
+def with_draws(t, estimator):
+    z = jax.vmap(lambda u: vx.sample("z", d.Bernoulli(logits=t * u), estimator=estimator))(
+        array(t, X)
+    )
+    return (jnp.sin(z * array(t, X)) + z * t).sum(), (z, z > 0, 1.0 * z, 3, 0.5)
+
+
+def test_outputs_beside_the_objective():
+    """Integers and booleans come as drawn, with the value that belongs to them."""
+    t = jnp.array(0.7)
+    run = vx.value_and_grad(lambda t: with_draws(t, est.Score()), has_aux=True)
+    (value, (z, positive, floats, three, half)), _ = run(jax.random.key(1), t)
+    np.testing.assert_allclose(value, (np.sin(z * X) + z * 0.7).sum(), rtol=1e-6)
+    assert z.dtype == jnp.int32 and positive.dtype == jnp.bool_ and (three, half) == (3, 0.5)
+    assert (positive == (z > 0)).all() and (floats == z).all()
+
+
+@pytest.mark.parametrize("estimator", [est.Enumerate(), est.Score(est.LeaveOneOut())], ids=str)
+def test_outputs_of_several_runs_are_averaged(estimator):
+    t = jnp.array(0.7)
+    run = vx.value_and_grad(lambda t: with_draws(t, estimator), has_aux=True)
+    (_, (z, positive, floats, three, half)), _ = run(jax.random.key(1), t)
+    np.testing.assert_allclose(z, floats, rtol=1e-6)
+    np.testing.assert_allclose(positive, floats, rtol=1e-6)
+    assert (three, half) == (3, 0.5)
+    if isinstance(estimator, est.Enumerate):
+        np.testing.assert_allclose(z, jax.nn.sigmoid(t * X), rtol=1e-6)
+
+
+def test_derivatives_of_an_output_beside_the_objective():
+    """A vector of outputs, each with the derivative of its own mean."""
+
+    def program(t, estimator):
+        return costs_of(plate_of(drawing(estimator), t), t)
+
+    def jacobian(program, key, theta):
+        return jax.jacobian(lambda t: vx.expect(program)(key, t))(theta)
+
+    with jax.enable_x64(True):
+        t = jnp.array(THETA)
+
+        def mean(t):
+            x = array(t, X)
+            p = jax.nn.sigmoid(t[0] * x)
+            return p * (jnp.sin(2 + t[1]) * x + t[0]) + (1 - p) * jnp.sin(t[1]) * x
+
+        exact = np.asarray(jax.jacobian(mean)(t))
+    estimators = [est.Score(), est.Score(est.LeaveOneOut()), est.Enumerate(), NoScore()]
+    programs = [lambda t, e=e: program(t, e) for e in estimators]
+    *found, twin = estimates(programs, THETA, jacobian)
+    for draws in found:
+        check_mean(draws, exact)
+    check_biased(twin, exact)
+
+
+def test_effects_happen_once():
+    """What prints, prints, though nothing depends on it."""
+    seen = []
+
+    def program(t):
+        z = coin("z", t)
+        jax.debug.callback(lambda z: seen.append(float(z)), z)
+        return z * 2
+
+    value = vx.expect(program)(jax.random.key(0), 0.3)
+    jax.effects_barrier()
+    assert seen == [value / 2]
+
+
+def test_a_recorded_value_has_every_lane():
+    def program(t):
+        recorded = jax.vmap(lambda _: vx.deterministic("c", 3 * t))(jnp.arange(3))
+        return recorded.sum() + coin("z", t)
+
+    assert vx.expect(program)(jax.random.key(0), 0.0) in (0.0, 1.0)
+
+
+# ---- regions with several outcomes, after choices that are apart
+
+
+@pytest.mark.parametrize("region", ["checkpoint", "cond"])
+def test_a_region_with_several_outcomes_in_a_lane(region):
+    def inside(f, z):
+        if region == "checkpoint":
+            return jax.checkpoint(f)(z)
+        return lax.cond(jnp.sin(1.0) > 0, f, lambda z: z, z)
+
+    def program(t):
+        def lane(u):
+            z = coin("z", t * u, est.Enumerate())
+            y = inside(lambda z: coin("y", t + z, est.Enumerate()), z)
+            return jnp.sin(y + z) * u
+
+        return jax.vmap(lane)(array(t, X)).sum()
+
+    def mean(t):
+        def given(z):
+            return lambda u: mean_coin(lambda y: jnp.sin(y + z) * u, t + z)
+
+        return sum(mean_coin(lambda z, u=u: given(z)(u), t * u) for u in X)
+
+    t = jnp.array(0.7)
+    found = vx.value_and_grad(program)(jax.random.key(0), t)
+    np.testing.assert_allclose(found, jax.value_and_grad(mean)(t), rtol=1e-5)

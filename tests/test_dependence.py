@@ -1,11 +1,12 @@
 """The analysis of dependences is sound, and finds the axes that matter.
 
-A case is `"ab,b->a": function`: the letters of its inputs and outputs, which give their shapes too. A
-letter on both sides says that an entry of the output needs the input's entries with the same index
-alone; `t<` says the same index and earlier ones, `t>` and later ones; `.` is an axis of its own.
+A case is `"ab,b->a", function`: the letters of its inputs and of its outputs, which give shapes too.
+A letter on both sides says that an entry of the output needs the input's entries with the same
+index alone; `t<` says the same index and earlier ones, `t>` and later ones; `.` and capitals are
+axes that are mixed.
 
-Sound: wherever changing in[j] changes out[i], the analysis allows it. The truth is found by changing
-one entry at a time.
+Sound: wherever changing in[j] changes out[i], the analysis allows it. The truth is found by
+changing one entry at a time.
 """
 
 import functools
@@ -214,7 +215,10 @@ WHILE = "a vmapped while loop goes on while any lane does"
 CASES = [
     # elementwise, also to integers and booleans
     ("ab->ab", lambda x: [getattr(lax, name)(plain(x)) for name in UNARY]),
-    ("ab->ab", lambda x: [x.astype(int), x.astype("float32"), x > 0, lax.reduce_precision(x, 8, 9)]),
+    (
+        "ab->ab",
+        lambda x: [x.astype(int), x.astype("float32"), x > 0, lax.reduce_precision(x, 8, 9)],
+    ),
     ("ab->ab", lambda x: [lax.integer_pow(x, 3), vx.assume_smooth(x), jnp.isnan(x), jnp.rint(x)]),
     ("ab->ab", lambda x: [x.conj() * 1j, (x + 1j).real, (1j * x).imag, jnp.abs(x + 1j)]),
     ("ab->ab", lambda x: [~(x > 0), ~ints(x, 9), lax.population_count(ints(x, 9)), jnp.copy(x)]),
@@ -270,7 +274,7 @@ CASES = [
     # reductions
     ("ab->a", lambda x: [x.sum(1), x.mean(1), x.max(1), x.min(-1), x.prod(1), x.var(1)]),
     ("ab->b", lambda x: [(x > 0).any(0), (x > 0).all(0), jnp.bitwise_xor.reduce(ints(x, 9), 0)]),
-    ("abc->b", lambda x: [x.argmax((0))[:, 0] * 1, x.sum((0, 2)), jnp.median(x, 2).sum(0)]),
+    ("abc->b", lambda x: [x.argmax(0)[:, 0] * 1, x.sum((0, 2)), jnp.median(x, 2).sum(0)]),
     ("ab->a", lambda x: [jnp.argmax(x, 1), jnp.argmin(x, 1), jnp.linalg.norm(x, axis=1)]),
     ("ab->a", lambda x: [jax.nn.logsumexp(x, 1), lax.reduce(x, 0.0, lambda a, b: a * b + a, (1,))]),
     ("ab->ab", lambda x: [jnp.exp(x - x)]),
@@ -285,7 +289,10 @@ CASES = [
     ("at->a.", lambda x: lax.cumsum(jnp.cumsum(x, 1), 1, reverse=True)),
     ("tu<->tu", lambda x: jnp.sin(jnp.cumsum(x, 1)) + x),
     ("ab->.b", lambda x: [x[::-1], jnp.roll(x, 1, 0), x[jnp.array([2, 0, 1])], jnp.flip(x, 0)]),
-    ("ab->.b", lambda x: [jnp.sort(x, 0), jnp.argsort(x, 0), lax.rev(x, (0,)), jnp.diff(x, axis=0)]),
+    (
+        "ab->.b",
+        lambda x: [jnp.sort(x, 0), jnp.argsort(x, 0), lax.rev(x, (0,)), jnp.diff(x, axis=0)],
+    ),
     ("ab,ab->a.", lambda x, y: lax.sort((x, y), dimension=1, num_keys=1)),
     ("ab->a.", lambda x: lax.top_k(x, 2)),
     ("ab->.b", lambda x: [lax.top_k(x.T, 2)[0].T, x[1:], x[::2], x[0][None]]),
@@ -328,7 +335,10 @@ CASES = [
     ("a,a->.", lambda x, i: jax.ops.segment_sum(x, ints(i, 2), 2)),
     ("ab,a->.b", lambda x, i: jax.ops.segment_sum(x, ints(i, 2), 2)),
     # linear algebra
-    ("abd->a..", lambda x: [jnp.linalg.cholesky(spd(x)), jnp.linalg.inv(spd(x)), *jnp.linalg.qr(x)]),
+    (
+        "abd->a..",
+        lambda x: [jnp.linalg.cholesky(spd(x)), jnp.linalg.inv(spd(x)), *jnp.linalg.qr(x)],
+    ),
     ("abd->a", lambda x: [jnp.linalg.det(spd(x)), jnp.linalg.slogdet(spd(x))[1]]),
     ("abd->a.", lambda x: [jnp.linalg.eigh(spd(x))[0], jnp.linalg.svd(x, compute_uv=False)]),
     ("abd->a..", lambda x: [jnp.linalg.eigh(spd(x))[1], *jax.vmap(jax.scipy.linalg.lu)(x)]),
@@ -357,7 +367,12 @@ CASES = [
         ),
     ),
     ("abck->a...", lambda x: lax.conv(x, jnp.ones((2, 4, 2, 2)), (1, 1), "SAME"), MERGES),
-    ("bck,b->...", lambda x, y: lax.conv(y[None, :, None, None] * x, jnp.ones((2, 4, 1, 1)), (1, 1), "SAME")[0]),
+    (
+        "bck,b->...",
+        lambda x, y: lax.conv(y[None, :, None, None] * x, jnp.ones((2, 4, 1, 1)), (1, 1), "SAME")[
+            0
+        ],
+    ),
     ("bcdk->....", lambda x: grouped(x), MERGES),
     # control flow
     ("ab,b->ab", jax.jit(lambda x, y: jnp.sin(x) + y)),
@@ -366,7 +381,10 @@ CASES = [
     ("ab,ab->ab", tripled),
     ("ab,a->ab", jax.vmap(tripled)),
     (",ab,ab->ab", lambda p, x, y: lax.cond(p > 0, lambda x, y: x, lambda x, y: y + x, x, y)),
-    (",ab,->b", lambda p, x, y: lax.switch(ints(p, 3), [lambda: x[0], lambda: x[1] + y, lambda: x[2]])),
+    (
+        ",ab,->b",
+        lambda p, x, y: lax.switch(ints(p, 3), [lambda: x[0], lambda: x[1] + y, lambda: x[2]]),
+    ),
     ("a,a->a", jax.vmap(lambda p, x: lax.cond(p > 0, jnp.sin, lambda x: 1.0, x))),
     ("tb->tb", lambda x: lax.map(jnp.sin, x)),
     ("tb->t", lambda x: lax.map(jnp.sum, x)),
@@ -385,13 +403,23 @@ CASES = [
     ("a,a->a", lambda x, y: lax.fori_loop(0, 3, lambda i, c: c * x + y, x)),
     ("a,a->.", lambda x, y: lax.fori_loop(0, 3, lambda i, c: jnp.roll(c, 1) + y, x)),
     ("a,a->", lambda x, y: lax.fori_loop(0, 3, lambda i, c: (c[1], c[0] + 1), (x, y))),
-    ("ab->.b", lambda x: lax.fori_loop(0, 3, lambda i, c: c.at[i].set(x[2 - i]), jnp.zeros((3, 4)))),
-    ("ab->", lambda x: lax.while_loop(lambda c: c[0].sum() < 20, lambda c: (c[0] + 9, c[1] + 1), (x, 0)), WHILE),
+    (
+        "ab->.b",
+        lambda x: lax.fori_loop(0, 3, lambda i, c: c.at[i].set(x[2 - i]), jnp.zeros((3, 4))),
+    ),
+    (
+        "ab->",
+        lambda x: lax.while_loop(lambda c: c[0].sum() < 20, lambda c: (c[0] + 9, c[1] + 1), (x, 0)),
+        WHILE,
+    ),
     ("a->", lambda x: lax.while_loop(lambda c: (c < 9).any(), lambda c: c + 1, x), WHILE),
     ("t<u<->tu", lambda x: two_loops(x)),
     ("t<u->t.", lambda x: carried_in_both(x)),
     ("tau->ta", lambda x: lax.map(jax.vmap(lambda r: lax.scan(add_sin, 0.0, r)[0]), x)),
-    ("t<au->ta", lambda x: lax.scan(lambda c, x: (c + jax.vmap(jnp.sum)(x),) * 2, jnp.zeros(3), x)[1]),
+    (
+        "t<au->ta",
+        lambda x: lax.scan(lambda c, x: (c + jax.vmap(jnp.sum)(x),) * 2, jnp.zeros(3), x)[1],
+    ),
     ("at<->at", jax.vmap(lambda x: lax.scan(add_sin, 0.0, x)[1])),
     ("t<a->at", jax.vmap(lambda x: lax.scan(add_sin, 0.0, x)[1], in_axes=1)),
     ("T->t", lambda x: lax.associative_scan(jnp.add, x)),
@@ -445,9 +473,7 @@ def thomas(x, y):
 
 def grouped(x):
     """Batch entries of different groups meet in one entry of the result."""
-    return lax.conv_general_dilated(
-        x, jnp.ones((2, 2, 1, 1)), (1, 1), "VALID", batch_group_count=2
-    )
+    return lax.conv_general_dilated(x, jnp.ones((2, 2, 1, 1)), (1, 1), "VALID", batch_group_count=2)
 
 
 def name(case):
@@ -549,7 +575,16 @@ def test_every_rule_has_a_case():
     seen = set().union(*(primitives(f, inputs(spec)) for spec, f, *_ in CASES))
     sets = (axis_rules.ELEMENTWISE, axis_rules.REDUCTIONS, axis_rules.SCANS, axis_rules.MATRICES)
     known = set(axis_rules.RULES).union(*sets)
-    seldom = {"copy_p", "copy", "name", "sharding_constraint", "add_any", "conj", "geqrf", "random_gamma_grad"}
+    seldom = {
+        "copy_p",
+        "copy",
+        "name",
+        "sharding_constraint",
+        "add_any",
+        "conj",
+        "geqrf",
+        "random_gamma_grad",
+    }
     assert known - seen <= seldom
 
 
@@ -646,7 +681,9 @@ def unary_step(rng, x):
         lambda x: moved(x).at[0].set(0.5),
         lambda x: moved(x).at[ints(x.reshape(-1)[0], n)].set(1.5),
         lambda x: lax.scan(lambda c, x: (c + x, c * x), 0 * moved(x)[0], moved(x))[1],
-        lambda x: lax.scan(lambda c, x: (c.sum() + x, c), 0 * moved(x)[0], moved(x), reverse=True)[1],
+        lambda x: lax.scan(lambda c, x: (c.sum() + x, c), 0 * moved(x)[0], moved(x), reverse=True)[
+            1
+        ],
         lambda x: lax.scan(lambda c, x: (jnp.flip(c) + x, None), moved(x)[0], moved(x))[0],
         lambda x: lax.map(lambda r: jnp.sort(r.reshape(-1)), moved(x)),
         lambda x: lax.map(jnp.sum, moved(x)),
@@ -655,7 +692,9 @@ def unary_step(rng, x):
         lambda x: lax.while_loop(lambda c: c.sum() < 3, lambda c: c + 1, x),
         jax.checkpoint(lambda x: jax.jit(jnp.tanh)(x).mean(i)),
         lambda x: jax.vmap(lambda r: r * r.sum(), in_axes=i, out_axes=j)(x),
-        lambda x: jax.vmap(lambda r: lax.scan(lambda c, v: (c + v, c), 0.0, r.reshape(-1))[1], i)(x),
+        lambda x: jax.vmap(lambda r: lax.scan(lambda c, v: (c + v, c), 0.0, r.reshape(-1))[1], i)(
+            x
+        ),
         lambda x: jnp.tensordot(x, jnp.ones((n, 2)), (i, 0)),
     ]
     return options[int(rng.integers(len(options)))]
@@ -676,10 +715,16 @@ def binary_step(rng, x, y):
             lambda x, y: jnp.tensordot(x, y, (i, j)),
             lambda x, y: jax.vmap(lambda a, b: a.sum() * b, (i, j))(x, y),
             lambda x, y: lax.scan(
-                lambda c, v: (c + v[0].sum(), c * v[1]), 0.0, (jnp.moveaxis(x, i, 0), jnp.moveaxis(y, j, 0))
+                lambda c, v: (c + v[0].sum(), c * v[1]),
+                0.0,
+                (jnp.moveaxis(x, i, 0), jnp.moveaxis(y, j, 0)),
             )[1],
         ] * 2
-    if y.ndim <= x.ndim and np.broadcast_shapes(x.shape, y.shape[:0]) and x.shape[-y.ndim :] == y.shape:
+    if (
+        y.ndim <= x.ndim
+        and np.broadcast_shapes(x.shape, y.shape[:0])
+        and x.shape[-y.ndim :] == y.shape
+    ):
         options += [jnp.add, jnp.multiply, jnp.maximum] * 3
     options += [lambda x, y: jnp.take(x, ints(y.reshape(-1)[:3], x.shape[i]), i)]
     return options[int(rng.integers(len(options)))]
@@ -699,7 +744,9 @@ def composition(seed):
             step, at = unary_step(rng, first), at[:1]
         else:
             step = binary_step(rng, first, second)
-        full = functools.partial(lambda step, *xs: padded(fits(jnp.asarray(step(*xs), float))), step)
+        full = functools.partial(
+            lambda step, *xs: padded(fits(jnp.asarray(step(*xs), float))), step
+        )
         out = jax.eval_shape(full, *(pool[k] for k in at))
         pool.append(out)
         steps.append((full, at))
@@ -768,7 +815,10 @@ LAWS = [
     ("a,a->a", lambda x, y: draw(d.TruncatedNormal(x, positive(y), low=-1.0))),
     ("a,a,a->a", lambda x, y, z: draw(d.StudentT(positive(x), y, positive(z)))),
     ("ak,ak->a", lambda x, y: draw(mixture(x, y))),
-    ("a,b->ab", lambda x, y: jax.vmap(lambda x: jax.vmap(lambda y: draw(d.Normal(x, positive(y))))(y))(x)),
+    (
+        "a,b->ab",
+        lambda x, y: jax.vmap(lambda x: jax.vmap(lambda y: draw(d.Normal(x, positive(y))))(y))(x),
+    ),
     ("a,->a", lambda x, y: jax.vmap(lambda x: draw(d.Normal(x, positive(y))))(x)),
     ("ab,b->ab", lambda x, y: jax.vmap(lambda x: draw(d.Normal(x, positive(y))))(x)),
     ("ab->ab", lambda x: jax.vmap(lambda x: draw(d.Normal(x, 1.0)), 1, 1)(x)),
@@ -778,7 +828,10 @@ LAWS = [
     ("ab,bd->a.", lambda m, s: jax.vmap(lambda m: draw(d.MultivariateNormal(m, spd(s))))(m)),
     ("ab->a", lambda x: jax.vmap(lambda x: draw(d.Normal(x.sum(), 1.0)))(x)),
     ("ta->ta", lambda x: lax.map(lambda x: draw(d.Normal(x, 1.0)), x)),
-    ("t<a->ta", lambda x: lax.scan(lambda c, x: (draw(d.Normal(c + x, 1.0)),) * 2, jnp.zeros(3), x)[1]),
+    (
+        "t<a->ta",
+        lambda x: lax.scan(lambda c, x: (draw(d.Normal(c + x, 1.0)),) * 2, jnp.zeros(3), x)[1],
+    ),
     ("t<a->ta", lambda x: lax.scan(chain_of_lanes, jnp.zeros(3), x)[1]),
     ("a,a->a", lambda x, y: jax.vmap(branching)(x, y)),
     (",a->a", lambda x, y: lax.cond(x > 0, lambda: draw(d.Normal(y, 1.0)), lambda: y)),

@@ -39,7 +39,10 @@ def test_infinite_logits_and_values_outside():
     np.testing.assert_array_equal(sure.log_prob(jnp.array([0, 1])), [-jnp.inf, -jnp.inf])
     assert abs(d.Binomial(3, logits=jnp.inf, validate_args=False).log_prob(3)) < 1e-6
     assert d.Binomial(3, logits=-jnp.inf, validate_args=False).log_prob(1) == -jnp.inf
-    assert d.Bernoulli(logits=0.3, validate_args=False).log_prob(0.5) == -jnp.inf
+    relaxed = d.Bernoulli(logits=0.3, validate_args=False)
+    ends = relaxed.log_prob(jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(relaxed.log_prob(0.25), ends @ jnp.array([0.75, 0.25]), rtol=1e-6)
+    assert relaxed.log_prob(1.5) == relaxed.log_prob(-0.5) == relaxed.log_prob(2) == -jnp.inf
     assert d.Binomial(3, logits=0.3, validate_args=False).log_prob(4) == -jnp.inf
 
 

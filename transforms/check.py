@@ -68,16 +68,18 @@ class Report:
         runs: of the whole program in one estimate.
         variance: of one estimate of the gradient, summed over its coordinates; None without
             parameters.
+        declared: names and lines of derivatives that are biased on purpose, at no random choice.
     """
 
     sites: tuple[SiteReport, ...]
     runs: int
     variance: float | None
+    declared: tuple[tuple[str, str], ...] = ()
 
     @property
     def unbiased(self) -> bool:
-        """Whether no estimator is biased on purpose."""
-        return all(site.unbiased for site in self.sites)
+        """Whether nothing is biased on purpose."""
+        return all(site.unbiased for site in self.sites) and not self.declared
 
     def __getitem__(self, address: str) -> SiteReport:
         return next(site for site in self.sites if site.address == address)
@@ -93,7 +95,8 @@ class Report:
         last = f"gradient: {what}, {self.runs} run{'s' * (self.runs > 1)} of the program"
         if self.variance is not None:
             last += f", variance {self.variance:.3g}"
-        return "\n".join([*lines, last])
+        notes = [f"biased on purpose: {name} at {line}" for name, line in self.declared]
+        return "\n".join([*lines, *notes, last])
 
 
 def _row(site: SiteReport) -> tuple[str, ...]:
@@ -134,7 +137,7 @@ def check(
     leaves, tree = jax.tree.flatten(args)
     floats = [i for i, x in enumerate(leaves) if is_float(x)]
     if not floats or not sites:
-        return Report(tuple(sites.values()), plan.runs(), None)
+        return Report(tuple(sites.values()), plan.runs(), None, tuple(plan.declared))
 
     def objective(values: list[Any], key: jax.Array, salts: Mapping[Address, Any]) -> jax.Array:
         full = list(leaves)
@@ -152,7 +155,7 @@ def check(
         dataclasses.replace(site, variance=v, share=v / total if total > 0 else 0.0)
         for site, v in zip(sites.values(), each, strict=True)
     ]
-    return Report(tuple(rows), plan.runs(), total)
+    return Report(tuple(rows), plan.runs(), total, tuple(plan.declared))
 
 
 def _variances(
@@ -205,6 +208,8 @@ def _why(estimator: Estimator, obstacle: Violation | None) -> str:
     if estimator.biased:
         return "no: biased on purpose"
     first = "" if estimator.order is None else ", first derivative"
+    if getattr(estimator, "approximate", False):
+        return "exact for polynomials of low degree"
     if estimator.pathwise:
         return "continuous in the value" + first
     path = f"; a path would meet {obstacle.operation} at {obstacle.line}" if obstacle else ""

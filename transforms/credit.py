@@ -24,7 +24,7 @@ from .site import eqn_has_sites
 
 UNARY = frozenset(
     """neg reduce_sum cumsum broadcast_in_dim reshape squeeze transpose slice rev copy
-    convert_element_type reduce_window_sum""".split()
+    convert_element_type reduce_window_sum assume_smooth declare_biased""".split()
 )
 ADDITIVE = frozenset("add add_any sub concatenate".split())
 PRODUCTS = frozenset("mul dot_general".split())

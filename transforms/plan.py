@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from . import _jax, soundness
+from .declared import declarations
 from .errors import (
     BiasedEstimatorError,
     CapabilityError,
@@ -64,6 +65,9 @@ class Plan:
         self._check(jaxpr)
         self._region(jaxpr, in_loop=False, strict=strict)
         self._all_known()
+        self.declared = list(declarations(jaxpr))  # (name, line) of what is biased on purpose
+        if strict and self.declared:
+            raise _declared(*self.declared[0])
 
     # ---- what was decided
 
@@ -297,6 +301,16 @@ def _biased(law: Law, chosen: Estimator) -> BiasedEstimatorError:
         got=repr(chosen),
         where=law.site.line,
         fix=f"one of {', '.join(sound_estimators(law))}, or strict=False",
+    )
+
+
+def _declared(name: str, line: str) -> BiasedEstimatorError:
+    return BiasedEstimatorError(
+        "strict=True refuses a derivative that is declared to be biased.",
+        expected="true derivatives",
+        got=name,
+        where=line,
+        fix="an estimator at a random choice that is unbiased, or strict=False",
     )
 
 

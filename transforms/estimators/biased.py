@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
+from ..declared import declare_biased
 from ..errors import EstimatorError
 from ..law import Law
 from .base import Direct, Drawn, cannot
@@ -149,7 +150,6 @@ class StopGradient(_Bare):
         return Drawn(stop_gradient(law.sample(key)))
 
 
-@jax.custom_jvp
 def rotation_trick(e: jax.Array, q: jax.Array) -> jax.Array:
     """q in the forward pass; its derivative is that of e, rotated and scaled from e to q.
 
@@ -163,10 +163,15 @@ def rotation_trick(e: jax.Array, q: jax.Array) -> jax.Array:
 
     Fifty et al. 2024.
     """
+    return declare_biased(_rotate(e, q), "rotation_trick")
+
+
+@jax.custom_jvp
+def _rotate(e: jax.Array, q: jax.Array) -> jax.Array:
     return q
 
 
-@rotation_trick.defjvp
+@_rotate.defjvp
 def _rotated(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (e, q), (de, _) = primals, tangents
     v, length = _unit(e)

@@ -43,6 +43,7 @@ class Implicit(Direct):
     """
 
     pathwise = True
+    weighs = False
 
     def serve(self, law: Law) -> None:
         if law.has_rsample:

@@ -162,7 +162,7 @@ def joint_law(law: Law) -> Joint:
     log_p = law.log_prob_each(each.reshape((len(digits), *law.site.shape)))
     if law.has_mask:  # an absent element has one value: its first
         log_p = jnp.where(law.present_elements() | (digits == 0), log_p, -jnp.inf)
-    return Joint(digits, law.couple(log_p))
+    return Joint(jnp.asarray(digits), law.couple(log_p))
 
 
 def values_at(law: Law, joint: Joint, at: jax.Array) -> jax.Array:
