@@ -419,12 +419,12 @@ def by_hand_plate(t, x):  # [4, runs]
 
 def given_batch(t, b):
     x = normal("x", t * U[:, None] * np.ones(2), DRAWN, b)  # [4, 2]
-    return (jnp.sin(x) * U[:, None] + t).mean()
+    return (jnp.sin(x) * U[:, None] + t * x).mean()
 
 
 def by_hand_batch(t, x):
     u = U[:, None, None]
-    return [(u * (x - t * u), (np.sin(x) * u + t) / 8)], np.ones(RUNS)
+    return [(u * (x - t * u), (np.sin(x) * u + t * x) / 8)], x.mean((0, 1))
 
 
 def given_coupled(t, b):
@@ -440,12 +440,12 @@ def by_hand_coupled(t, x):
 
 
 def given_chain(t, b, reverse=False):
-    """x_t has mean t x_{t-1} + u_t; the cost of a step is x_t x_{t-1} + t."""
+    """x_t has mean t x_{t-1} + u_t; the cost of a step is t x_t x_{t-1}."""
 
     def step(carry, row):
         u, x = row
         x = normal("x", t * carry[0] + u, x, b)
-        return (x, carry[1] + x * carry[0] + t), None
+        return (x, carry[1] + t * x * carry[0]), None
 
     rows = (jnp.array(U), DRAWN[:, 0])
     return lax.scan(step, (jnp.ones(()), jnp.zeros(())), rows, reverse=reverse)[0][1]
@@ -454,8 +454,10 @@ def given_chain(t, b, reverse=False):
 def by_hand_chain(t, x):
     before = np.concatenate([np.ones((1, RUNS)), x[:-1]])
     score = before * (x - t * before - U[:, None])
-    costs = x * before + t
-    return [(score[: s + 1], np.broadcast_to(costs[s], (s + 1, RUNS))) for s in range(4)], 4.0
+    costs = t * x * before
+    return [(score[: s + 1], np.broadcast_to(costs[s], (s + 1, RUNS))) for s in range(4)], (
+        (x * before).sum(0)
+    )
 
 
 def given_chain_in_reverse(t, b):
@@ -465,8 +467,10 @@ def given_chain_in_reverse(t, b):
 def by_hand_chain_in_reverse(t, x):
     before = np.concatenate([x[1:], np.ones((1, RUNS))])
     score = before * (x - t * before - U[:, None])
-    costs = x * before + t
-    return [(score[s:], np.broadcast_to(costs[s], (4 - s, RUNS))) for s in range(4)], 4.0
+    costs = t * x * before
+    return [(score[s:], np.broadcast_to(costs[s], (4 - s, RUNS))) for s in range(4)], (
+        (x * before).sum(0)
+    )
 
 
 def given_steps(t, b):
@@ -587,7 +591,7 @@ def array(t, x):
 
 
 def costs_of(z, t):
-    return jnp.sin(2 * z + t[1]) * array(t, X) + z * t[0]
+    return jnp.sin(2 * z + t[1]) * array(t, X) + 3 * z * t[0]
 
 
 FOUR = np.array([1.0, -0.5, 2.0, 0.3])
@@ -595,11 +599,11 @@ MATRIX = np.array([[0.0, 1.0, 1.0, 0.5], [2.0, 0.0, -1.0, 1], [1.0, 1.0, 0.0, 0]
 
 
 def lane_costs(z, t):
-    return jnp.sin(2 * z + t[1]) * array(t, FOUR) + z * t[0]
+    return jnp.sin(2 * z + t[1]) * array(t, FOUR) + 3 * z * t[0]
 
 
 def written(z, t):
-    return (z.at[1:].set(3 * z[:3] * t[0]).at[2].multiply(z[0] + 1) * array(t, FOUR)).sum()
+    return (z.at[1:].set(jnp.exp(z[:3] + t[0])).at[2].multiply(z[0] + 1) * array(t, FOUR)).sum()
 
 
 def squares(z, t):
@@ -635,7 +639,14 @@ OBJECTIVES = {
     "largest": lambda z, t: (z * array(t, FOUR)).max() + jnp.argmax(z * array(t, FOUR)) * z[0],
     "fourier": lambda z, t: (jnp.abs(jnp.fft.fft(z)) * array(t, FOUR)).sum(),
 }
-FEELS = {"reversed", "rolled", "sorted", "looped"}  # of these the blind analysis is wrong
+FEELS = {
+    "reversed",
+    "cumulated",
+    "mixed",
+    "permuted",
+    "looped",
+    "fourier",
+}  # of these the blind analysis is wrong
 
 
 def plate_of(draw, t, address="z", start=0.0, lanes=X):
@@ -1156,7 +1167,7 @@ def test_derivatives_of_an_output_beside_the_objective():
         def mean(t):
             x = array(t, X)
             p = jax.nn.sigmoid(t[0] * x)
-            return p * (jnp.sin(2 + t[1]) * x + t[0]) + (1 - p) * jnp.sin(t[1]) * x
+            return p * (jnp.sin(2 + t[1]) * x + 3 * t[0]) + (1 - p) * jnp.sin(t[1]) * x
 
         exact = np.asarray(jax.jacobian(mean)(t))
     estimators = [est.Score(), est.Score(est.LeaveOneOut()), est.Enumerate(), NoScore()]

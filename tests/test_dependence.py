@@ -584,6 +584,7 @@ def test_every_rule_has_a_case():
         "conj",
         "geqrf",
         "random_gamma_grad",
+        "learning_signals",  # has tests of its own
     }
     assert known - seen <= seldom
 
