@@ -14,7 +14,8 @@ and estimates, written by hand with K draws in a loop, from one call of the rand
 
     whole       the ELBO times the sum of all scores
     to go       each score times those terms alone that its choice can influence, as in varax
-    to go, keys the same, a key for each choice, as in varax and NumPyro
+    keys        the same, a key for each choice, as in varax and NumPyro
+    loop        the same, choice after choice with the distributions' log_prob instead of arrays [K]
     numpyro     TraceGraph_ELBO
 
 All means are compared with the exact gradient before anything is timed.
@@ -53,6 +54,7 @@ from jax.nn import softplus
 from scipy.special import ndtri
 
 import varax as vx
+from varax import dist as d
 from varax import estimators as est
 
 FALSE_ALARM, DRAWS = 1e-6, 2**16
@@ -100,9 +102,20 @@ def keyless(value_and_grad) -> Gradient:
     return lambda key, phi: value_and_grad(phi)
 
 
-def draw(key, phi, keys):
+def loop_terms(z, phi):
+    """`terms`, choice by choice."""
+    before, mean, log_q, log_p = 0.0, 0.0, [], []
+    for i, w in enumerate(weights(len(z))):
+        log_q.append(d.Bernoulli(logits=phi[0][i] + phi[1][i] * before).log_prob(z[i]))
+        log_p.append(d.Bernoulli(probs=jnp.where(before == 0, 0.3, 0.6)).log_prob(z[i]))
+        before, mean = z[i], mean + w * z[i]
+    log_q, log_p = jnp.stack(log_q), jnp.stack(log_p)
+    return log_q, log_p - log_q, d.Normal(mean, SD).log_prob(X)
+
+
+def draw(key, phi, style):
     k = len(phi[0])
-    if keys:
+    if style != "arrays":
         u = jax.vmap(jax.random.uniform)(jax.random.split(key, k))
     else:
         u = jax.random.uniform(key, (k,))
@@ -119,10 +132,12 @@ def share(log_w, log_x, to_go):
     return stop_gradient(from_here + log_x)
 
 
-def by_score(to_go, keys=False):
+def by_score(to_go, style="arrays"):
+    of = loop_terms if style == "loop" else terms
+
     def make(k):
         def surrogate(phi, key):
-            log_q, log_w, log_x = terms(draw(key, phi, keys), phi)
+            log_q, log_w, log_x = of(draw(key, phi, style), phi)
             value = log_w.sum() + log_x
             change = (share(log_w, log_x, to_go) * log_q).sum()
             return value + change - stop_gradient(change)
@@ -132,11 +147,13 @@ def by_score(to_go, keys=False):
     return make
 
 
-def by_leave_one_out(to_go, keys=False, n=2):
+def by_leave_one_out(to_go, style="arrays", n=2):
+    of = loop_terms if style == "loop" else terms
+
     def make(k):
         def surrogate(phi, key):
-            z = jax.vmap(draw, (0, None, None))(jax.random.split(key, n), phi, keys)
-            log_q, log_w, log_x = jax.vmap(terms, (0, None))(z, phi)  # [n, K], [n, K], [n]
+            z = jax.vmap(lambda key: draw(key, phi, style))(jax.random.split(key, n))
+            log_q, log_w, log_x = jax.vmap(of, (0, None))(z, phi)  # [n, K], [n, K], [n]
             signal = jax.vmap(share, (0, 0, None))(log_w, log_x, to_go).reshape(n, -1)
             excess = signal - (signal.sum(0) - signal) / (n - 1)
             change = (excess * log_q).sum() / n
@@ -187,14 +204,16 @@ def candidates() -> dict[str, dict[str, Callable[[int], Gradient]]]:
         "varax Score": varax(est.Score()),
         "score, whole": by_score(False),
         "score, to go": by_score(True),
-        "score, to go, keys": by_score(True, keys=True),
+        "score, to go, keys": by_score(True, "keys"),
+        "score, to go, loop": by_score(True, "loop"),
         "numpyro TraceGraph": numpyro_graph,
     }
     loo = {
         "varax LeaveOneOut(2)": varax(est.Score(est.LeaveOneOut(2))),
         "two, whole": by_leave_one_out(False),
         "two, to go": by_leave_one_out(True),
-        "two, to go, keys": by_leave_one_out(True, keys=True),
+        "two, to go, keys": by_leave_one_out(True, "keys"),
+        "two, to go, loop": by_leave_one_out(True, "loop"),
     }
     return {"exact": exact, "score function": score, "leave one out": loo}
 

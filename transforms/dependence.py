@@ -15,6 +15,7 @@ from typing import Any
 
 from . import _jax
 from .axis_rules import Along, AxisMap, axis_map
+from .interpreter import refused
 from .law import density_jaxpr
 from .site import Site, eqn_has_sites, site_p
 
@@ -172,7 +173,7 @@ class Analysis:
         if eqn.primitive in CALLS:
             return self._call(next(_jax.subjaxprs(eqn)), deps, into, (position,))
         if position is not None:
-            raise LookupError(f"no rule for the dependences of {eqn.primitive}")
+            raise refused(eqn)
         if eqn.primitive.name == "custom_linear_solve":
             return self._solve(eqn, deps, into)
         moved = [move(d, m) for d, m in zip(deps, axis_map(eqn), strict=True) if d]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from . import _jax
 from .axes import Axes, Spread, Sum
 from .credit import Credit
-from .dependence import Analysis
+from .dependence import NONE, Analysis
 from .direct import Expect
 from .estimators import Branches, Branching
 from .flat import Flat, Op, flatten
@@ -89,12 +89,14 @@ class Fan:
             place = Law.of_noise(eqn.params["site"])
             return self.axes.apply(lambda *xs: [place(list(xs), noise)], *ins)
         if not self.plan.branches_at(eqn):
-            return self._one_value(eqn, ins, drawing, key)
+            return self._one_value(op, ins, drawing, key)
         if eqn.primitive is site_p:
-            return self._several(eqn, ins, drawing, key)
+            return self._several(op, ins, drawing, key)
         return self._region(eqn, ins, key)
 
-    def _one_value(self, eqn: Any, ins: list[Spread], drawing: int, key: Any) -> list[Spread]:
+    def _one_value(self, op: Op, ins: list[Spread], drawing: int, key: Any) -> list[Spread]:
+        eqn = op.eqn
+        dep = self.credit.deps.get(op.outs[0], NONE) if eqn.primitive is site_p else None
         positions: list[Any] = []
 
         def run(*values: Any) -> list[Any]:
@@ -113,11 +115,12 @@ class Fan:
         found = [next(left) if p else None for p in present]
         for position, weight, baseline in zip(positions, found[::2], found[1::2], strict=True):
             assert weight is not None
-            self.weights.add(position, weight, baseline)
+            self.weights.add(position, weight, baseline, dep)
         return outs[: len(eqn.outvars)]
 
-    def _several(self, eqn: Any, ins: list[Spread], drawing: int, key: Any) -> list[Spread]:
+    def _several(self, op: Op, ins: list[Spread], drawing: int, key: Any) -> list[Spread]:
         """A site with several values opens an axis."""
+        eqn = op.eqn
         site, number = eqn.params["site"], self.weights.number((drawing,))
         estimator = self.plan.estimator(site)
         assert isinstance(estimator, Branching) and number is not None
@@ -126,7 +129,7 @@ class Fan:
         def run(*values: Any) -> list[Any]:
             law = Law(site, list(values), self.coupled[number])
             found = Branches(*law.estimator(estimator).branch(key, law))
-            control = [] if found.control is None else [jnp.sum(found.control)]
+            control = [] if found.control is None else [jnp.asarray(found.control)]
             return [found.weights, found.values, *control]
 
         weights, values, *control = self.axes.each(run, *ins)  # results follow the blocks
@@ -138,7 +141,9 @@ class Fan:
             )
         else:
             self.weights.apart[axis] = (number, weights)
-        self.weights.controls += control
+        dep = self.credit.deps.get(op.outs[0], NONE)
+        for one in control:
+            self.weights.add_control(one, dep, len(groups))
         return [values]
 
     def _open(self, *found: Spread) -> tuple[int, list[Spread]]:

@@ -37,6 +37,7 @@ class Weights:
         self.apart: dict[int, tuple[int, Spread]] = {}
         self.baselines: dict[int, Spread] = {}
         self.controls: list[Spread] = []
+        self.behind: dict[int, Dep | None] = {}  # of the values of choices with a baseline
         self._numbers = {p: n for n, p in enumerate(credit.found.choices)}
         self._sums: dict[tuple[int, bool], Spread | None] = {}
         self._compared: int | None = None
@@ -48,13 +49,32 @@ class Weights:
         inside = (n for p, n in self._numbers.items() if p[: len(position)] == position)
         return next(inside, None)
 
-    def add(self, position: Position, log_weight: Spread, baseline: Spread | None) -> None:
-        """Take what a choice left."""
+    def add(
+        self, position: Position, log_weight: Spread, baseline: Spread | None, dep: Dep | None
+    ) -> None:
+        """Take what a choice left; `dep` is that of its value, None if it is inside a region."""
         number = self.number(position)
-        if number is not None:
-            self.log[number] = log_weight
-            if baseline is not None:
-                self.baselines[number] = baseline
+        if number is None:
+            return
+        self.log[number] = log_weight
+        if baseline is not None:
+            self.baselines[number] = baseline
+            self.behind[number] = dep
+
+    def add_control(self, control: Spread, dep: Dep, rank: int) -> None:
+        """Take a control variate of a choice, of the shape of its groups or a scalar."""
+        known = dep if _rank(control) == rank else None
+        self.controls += self._alone(control, known)
+
+    def _alone(self, control: Spread, dep: Dep | None) -> list[Spread]:
+        """A scalar from a control over elements, or nothing where it cannot be told which element
+        belongs to which lane of earlier choices: leaving it out is unbiased too.
+        """
+        if dep is not None:
+            control = self._sum_apart(control, dep, _rank(control))
+        if any(start <= axis < stop for axis in self.apart for start, stop in control.blocks):
+            return []
+        return self.axes.apply(lambda c: [jnp.sum(c)], control)
 
     def all(self) -> list[Spread]:
         """Every log weight."""
@@ -174,11 +194,10 @@ class Weights:
         """Controls of mean zero: those of estimators, and baselines times their scores."""
         found = list(self.controls)
         for number, baseline in self.baselines.items():
-            found += self.axes.apply(
-                lambda w, b: [-(jax.lax.stop_gradient(b) * jnp.expm1(w)).sum()],
-                self.log[number],
-                baseline,
+            (control,) = self.axes.apply(
+                lambda w, b: [-jax.lax.stop_gradient(b) * jnp.expm1(w)], self.log[number], baseline
             )
+            found += self._alone(control, self.behind[number])
         return found
 
     def regressions(self) -> dict[int, float]:
@@ -193,14 +212,16 @@ class Weights:
         """Zeros whose gradient is that of minus half the baselines' squared errors, signed."""
 
         def loss(baseline: Any, signal: Any, sign: float) -> Any:
-            half = -sign * ((signal - baseline) ** 2).sum() / 2
+            half = -sign * (signal - baseline) ** 2 / 2
             return half - jax.lax.stop_gradient(half)
 
-        signs = self.regressions()
-        return [
-            self.axes.apply(lambda b, n=n: [loss(b, signals[n], signs[n])], self.baselines[n])[0]
-            for n in signs
-        ]
+        found = []
+        for n, sign in self.regressions().items():
+            (each,) = self.axes.apply(
+                lambda b, n=n, sign=sign: [loss(b, signals[n], sign)], self.baselines[n]
+            )
+            found += self._alone(each, self.behind[n])
+        return found
 
 
 def _rank(value: Spread) -> int:
