@@ -250,7 +250,9 @@ def nested_models(draw, t):
 def everything_nested(draw, t):
     @jax.checkpoint
     def inner(x):
-        return lax.cond(vx.assume_smooth(x) > -9, jax.jit(lambda: draw("a", t[0] * x + t[1])), lambda: x)
+        return lax.cond(
+            vx.assume_smooth(x) > -9, jax.jit(lambda: draw("a", t[0] * x + t[1])), lambda: x
+        )
 
     step = jax.vmap(inner)
     return (

@@ -28,7 +28,7 @@ def pick(rng, x, least=1):
     return int(rng.integers(x.ndim)) if x.ndim >= least else None
 
 
-def unary_step(rng, x):
+def unary_step(rng, x, loops):
     """A random function of an array with an axis."""
     i = pick(rng, x)
     n = x.shape[i]
@@ -77,7 +77,6 @@ def unary_step(rng, x):
         lambda x: lax.map(jnp.sum, moved(x)),
         lambda x: lax.fori_loop(0, 2, lambda k, c: c + jnp.cumsum(c, i), x),
         lambda x: lax.cond(x.reshape(-1)[0] > 0, lambda x: x, lambda x: jnp.flip(x, i), x),
-        lambda x: lax.while_loop(lambda c: c.sum() < 3, lambda c: c + 1, x),
         jax.checkpoint(lambda x: jax.jit(jnp.tanh)(x).mean(i)),
         lambda x: jax.vmap(lambda r: r * r.sum(), in_axes=i, out_axes=j)(x),
         lambda x: jax.vmap(lambda r: lax.scan(lambda c, v: (c + v, c), 0.0, r.reshape(-1))[1], i)(
@@ -85,6 +84,8 @@ def unary_step(rng, x):
         ),
         lambda x: jnp.tensordot(x, jnp.ones((n, 2)), (i, 0)),
     ]
+    if loops:
+        options.append(lambda x: lax.while_loop(lambda c: c.sum() < 3, lambda c: c + 1, x))
     return options[int(rng.integers(len(options)))]
 
 
@@ -118,18 +119,21 @@ def binary_step(rng, x, y):
     return options[int(rng.integers(len(options)))]
 
 
-def composition(rng, shapes, count, around=lambda x: x):
-    """A random function of arrays of these shapes with `count` steps: the results of the last two."""
+def composition(rng, shapes, count, around=None):
+    """A random function of arrays of these shapes, of `count` steps: the results of the last two.
+
+    With `around` each step is followed by it, and can be differentiated in reverse.
+    """
     pool = [jax.ShapeDtypeStruct(shape, float) for shape in shapes]
     steps = []
     for _ in range(count):
         at = [int(k) for k in rng.integers(max(len(pool) - 3, 0), len(pool), 2)]
         first, second = (pool[k] for k in at)
         if rng.random() < 0.6:
-            step, at = unary_step(rng, first), at[:1]
+            step, at = unary_step(rng, first, loops=around is None), at[:1]
         else:
             step = binary_step(rng, first, second)
-        full = functools.partial(_one_step, step, around)
+        full = functools.partial(_one_step, step, around or (lambda x: x))
         pool.append(jax.eval_shape(full, *(pool[k] for k in at)))
         steps.append((full, at))
 

@@ -43,7 +43,7 @@ NORMAL = (
     est.Reparam(),
     est.Implicit(),
     est.Antithetic(),
-    est.GaussHermite(16),
+    est.GaussHermite(24),
     est.Score(),
     est.Score(est.LeaveOneOut(2)),
     est.MeasureValued(),

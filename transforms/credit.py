@@ -28,6 +28,7 @@ UNARY = frozenset(
 )
 ADDITIVE = frozenset("add add_any sub concatenate".split())
 PRODUCTS = frozenset("mul dot_general".split())
+COUNTING = frozenset("add sub neg reduce_sum broadcast_in_dim reshape squeeze transpose".split())
 FIRST = frozenset("div pad dynamic_slice gather".split())  # linear in the first operand
 
 
@@ -86,7 +87,9 @@ def _cut(flat: Flat, credit: Credit) -> None:
     deps = credit.deps
     maker = {number: op for op in flat.ops for number in op.outs}
     through: dict[int, list[int]] = {}  # the random operands of a linear equation
-    stack = roots = [x for x in flat.outs if isinstance(x, int) and x in deps]
+    roots = [x for x in flat.outs if isinstance(x, int) and x in deps]
+    credit.terms.update(x for x in roots if not flat.is_float(x))
+    stack = roots = [x for x in roots if flat.is_float(x)]
     while stack:
         at, *stack = stack
         if at not in through:
@@ -113,7 +116,7 @@ def _linear_in(op: Op, deps: dict[int, Dep]) -> list[int]:
     """The random operands in which an equation is linear; none if it is not, in all of them."""
     random = [x for x in op.ins if isinstance(x, int) and x in deps]
     name, first = op.eqn.primitive.name, op.ins[0] if op.ins else None
-    if not _floats(op.eqn):
+    if not _numbers(op.eqn):
         return []
     if name in UNARY or name in ADDITIVE:
         return random
@@ -126,17 +129,20 @@ def _linear_in(op: Op, deps: dict[int, Dep]) -> list[int]:
     return []
 
 
-def _floats(eqn: _jax.JaxprEqn) -> bool:
-    """Whether the result and the random operands are floats, so that weights can multiply them."""
-    atoms = [eqn.outvars[0], *eqn.invars]
-    if eqn.primitive.name in ("select_n", "dynamic_slice", "gather"):
-        atoms = [a for a in atoms if not _is_index(a)]
-    return all(jnp.issubdtype(_jax.struct(a).dtype, jnp.floating) for a in atoms)
+def _numbers(eqn: _jax.JaxprEqn) -> bool:
+    """Whether weights can multiply the operands in the place of the result: floats, and integers
+    that are only added up and become floats in the end.
+    """
+    name, out = eqn.primitive.name, _jax.struct(eqn.outvars[0]).dtype
+    if is_float(out):
+        at = 1 if name == "select_n" else 0
+        return _jax.struct(eqn.invars[at]).dtype != jnp.bool_
+    return jnp.issubdtype(out, jnp.integer) and name in COUNTING
 
 
-def _is_index(atom: Any) -> bool:
-    dtype = _jax.struct(atom).dtype
-    return jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_
+def is_float(dtype: Any) -> bool:
+    """Whether a dtype is of floating point."""
+    return jnp.issubdtype(dtype, jnp.floating)
 
 
 def _adds_constant(op: Op, deps: dict[int, Dep]) -> bool:

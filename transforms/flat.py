@@ -44,6 +44,7 @@ class Flat:
     consts: dict[int, Any] = dataclasses.field(default_factory=dict)
     count: int = 0
     shapes: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    floats: dict[int, bool] = dataclasses.field(default_factory=dict)
     random: set[int] = dataclasses.field(default_factory=set)  # what depends on a choice
 
     def new(self) -> int:
@@ -55,6 +56,10 @@ class Flat:
         if not isinstance(x, int):
             return _jax.struct(x).shape
         return self.shapes.get(x, (-1,))
+
+    def is_float(self, number: int) -> bool:
+        """Whether a result is of floating point."""
+        return self.floats.get(number, True)
 
     def constant(self, value: Any) -> int:
         number = self.new()
@@ -86,7 +91,10 @@ def _inline(flat: Flat, jaxpr: Any, operands: list[Any], plan: Plan, path: Any) 
         if region is None:
             outs = [flat.new() for _ in eqn.outvars]
             flat.ops.append(Op(eqn, ins, outs, here))
-            flat.shapes |= {n: _jax.struct(v).shape for n, v in zip(outs, eqn.outvars, strict=True)}
+            for n, v in zip(outs, eqn.outvars, strict=True):
+                struct = _jax.struct(v)
+                flat.shapes[n] = struct.shape
+                flat.floats[n] = jnp.issubdtype(struct.dtype, jnp.floating)
             if random:
                 flat.random.update(outs)
         else:

@@ -181,7 +181,14 @@ class Fan:
                 sums[op.outs[0]] = Sum([self.weights.weigh_signals(op, values, shift)])
             if not self.credit.tail.isdisjoint(op.outs):
                 sums[op.outs[0]] = self._linear(op, sums)
-        return [self._mean(self._sum(x, sums)) for x in self.flat.outs[:only]]
+        return [self._output(x, sums) for x in self.flat.outs[:only]]
+
+    def _output(self, x: Any, sums: dict[int, Sum]) -> jax.Array:
+        if isinstance(x, int) and not self.flat.is_float(x):
+            drawn = self.read(x)
+            if not drawn.blocks and not self.weights.averaged:
+                return jnp.asarray(drawn.value)  # what is no float has no derivative
+        return self._mean(self._sum(x, sums))
 
     def _sum(self, x: Any, sums: dict[int, Sum]) -> Sum:
         if isinstance(x, int) and x in sums:
@@ -191,6 +198,8 @@ class Fan:
     def _linear(self, op: Op, sums: dict[int, Sum]) -> Sum:
         """An equation of the tail, term by term."""
         eqn, values = op.eqn, [self._sum(x, sums) for x in op.ins]
+        if not self.flat.is_float(op.outs[0]):  # a count, whose terms are weighed
+            values = [Sum([_float(term) for term in value.terms]) for value in values]
         name = eqn.primitive.name
         if name in ("add", "add_any", "sub") and _same_shape(eqn):
             return self.axes.total([(values[0], 1), (values[1], -1 if name == "sub" else 1)])

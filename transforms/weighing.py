@@ -86,8 +86,6 @@ class Weights:
         """A term's value times its weights, summed over the axes of choices that are apart."""
         dep, rank = self.credit.deps.get(term, NONE), _rank(value)
         if not jnp.issubdtype(jnp.result_type(value.value), jnp.floating):
-            if not value.blocks and not self.averaged:
-                return value  # as drawn
             value = Spread(jnp.asarray(value.value, float), value.blocks)
         plain = self._laid(dep, rank, compared=False, shift=shift)
         compared = self._laid(dep, rank, compared=True, shift=shift)
