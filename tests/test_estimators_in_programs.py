@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from control_flow_forms import FORMS, THETA, case
+from control_flow_forms import THETA, case
 from gradient_checks import (
     check_biased,
     check_mean,

@@ -147,7 +147,7 @@ class Law:
         """Log density of each element, shape `elements`."""
         return log_probs(self.site, self.operands, value)
 
-    def log_prob_each(self, values: jax.Array) -> jax.Array:
+    def log_prob_each(self, values: np.ndarray | jax.Array) -> jax.Array:
         """`log_prob` of several values, shape `[J, *elements]`. The parameters are repeated for
         every value, so that a derivative sums over the values once.
         """
