@@ -1369,3 +1369,39 @@ def check_random_program(seed, exactly=("", "x", "yx", "zyx"), baselines=(None, 
 def test_random_programs(seed):
     with jax.enable_x64(True):
         check_random_program(seed)
+
+
+# ---- defaults
+
+
+def test_defaults_of_a_count_and_a_coin():
+    """By default a count is compared with another run, and a coin that follows is enumerated."""
+
+    def program(t, estimator):
+        n = vx.sample("n", d.Poisson(jnp.exp(t[0])), estimator=estimator)
+        z = vx.sample("z", d.Bernoulli(logits=n - t[1]))
+        return jnp.sin(n + 2.0 * z) + z * t[1]
+
+    def mean(t):
+        n = jnp.arange(40.0)
+        log_p = n * t[0] - jnp.exp(t[0]) - jax.scipy.special.gammaln(n + 1)
+        each = jax.vmap(lambda n: mean_coin(lambda z: jnp.sin(n + 2 * z) + z * t[1], n - t[1]))(n)
+        return jnp.exp(log_p) @ each
+
+    check(program, mean, THETA, (None,), (NoScore(),))
+
+
+def test_a_mutable_array():
+    """Refused, or followed; not ignored."""
+
+    def program(t):
+        z = coin("z", t)
+        cell = jax.new_ref(jnp.zeros(()))
+        cell[...] = 2 * z
+        return cell[...], z
+
+    try:
+        value, z = vx.expect(program)(jax.random.key(1), 9.0)
+    except vx.errors.VaraxError:
+        return
+    assert value == 2 * z == 2

@@ -14,22 +14,12 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from . import _jax
 from .dependence import NONE, Analysis, Dep, Footprint, bits, make
 from .flat import Flat, Op
+from .linear import ADDITIVE, linear_in
 from .site import eqn_has_sites
-
-UNARY = frozenset(
-    """neg reduce_sum cumsum broadcast_in_dim reshape squeeze transpose slice rev copy
-    convert_element_type reduce_window_sum assume_smooth declare_biased""".split()
-)
-ADDITIVE = frozenset("add add_any sub concatenate".split())
-PRODUCTS = frozenset("mul dot_general".split())
-COUNTING = frozenset("add sub neg reduce_sum broadcast_in_dim reshape squeeze transpose".split())
-FIRST = frozenset("div pad dynamic_slice gather".split())  # linear in the first operand
 
 
 @dataclasses.dataclass
@@ -93,7 +83,7 @@ def _cut(flat: Flat, credit: Credit) -> None:
     while stack:
         at, *stack = stack
         if at not in through:
-            through[at] = _linear_in(maker[at], deps)
+            through[at] = linear_in(maker[at], deps)
             stack += through[at]
     gains: set[int] = set()
     for at in sorted(through):  # operands before results
@@ -110,39 +100,6 @@ def _cut(flat: Flat, credit: Credit) -> None:
             stack += through[at]
         elif at not in gains:
             credit.terms.add(at)
-
-
-def _linear_in(op: Op, deps: dict[int, Dep]) -> list[int]:
-    """The random operands in which an equation is linear; none if it is not, in all of them."""
-    random = [x for x in op.ins if isinstance(x, int) and x in deps]
-    name, first = op.eqn.primitive.name, op.ins[0] if op.ins else None
-    if not _numbers(op.eqn):
-        return []
-    if name in UNARY or name in ADDITIVE:
-        return random
-    if name in PRODUCTS and len(random) == 1:
-        return random
-    if name in FIRST and random == [first]:
-        return random
-    if name == "select_n" and first not in random:
-        return random
-    return []
-
-
-def _numbers(eqn: _jax.JaxprEqn) -> bool:
-    """Whether weights can multiply the operands in the place of the result: floats, and integers
-    that are only added up and become floats in the end.
-    """
-    name, out = eqn.primitive.name, _jax.struct(eqn.outvars[0]).dtype
-    if is_float(out):
-        at = 1 if name == "select_n" else 0
-        return _jax.struct(eqn.invars[at]).dtype != jnp.bool_
-    return jnp.issubdtype(out, jnp.integer) and name in COUNTING
-
-
-def is_float(dtype: Any) -> bool:
-    """Whether a dtype is of floating point."""
-    return jnp.issubdtype(dtype, jnp.floating)
 
 
 def _adds_constant(op: Op, deps: dict[int, Dep]) -> bool:

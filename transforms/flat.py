@@ -18,9 +18,11 @@ import jax.numpy as jnp
 from . import _jax
 from .edit import Edit
 from .interpreter import evaluate
+from .linear import LINEAR
 from .plan import Plan
 from .site import ONE_EQUATION, eqn_has_sites
 
+ENDS = LINEAR | {"scan", "jit", "closed_call"}
 LARGEST = 4096  # elements of a carry whose steps are handed back
 
 
@@ -108,7 +110,7 @@ def _region(eqn: _jax.JaxprEqn, plan: Plan, *, draws: bool) -> Any:
     """What stands for an equation: the inside of a call, a scan rewritten, or None for itself."""
     if eqn.primitive in _CALLS:
         region = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
-        return region if draws or _ends_in_sum(eqn, region) else None
+        return region if draws or _ends_linearly(eqn, region) else None
     if eqn.primitive is _jax.scan_p:
         return _unrolled(eqn) if plan.branches_at(eqn) else _costs_out(eqn)
     return None
@@ -117,18 +119,15 @@ def _region(eqn: _jax.JaxprEqn, plan: Plan, *, draws: bool) -> Any:
 _CALLS = (_jax.jit_p, _jax.closed_call_p)
 
 
-def _ends_in_sum(eqn: _jax.JaxprEqn, region: Any) -> bool:
+def _ends_linearly(eqn: _jax.JaxprEqn, region: Any) -> bool:
     if eqn.params.get("name") in ONE_EQUATION:
         return False
     jaxpr, _ = _jax.opened(region)
     found = set(jaxpr.outvars)
     for inner in jaxpr.eqns:
-        if found.intersection(inner.outvars) and inner.primitive.name in SUMS:
+        if found.intersection(inner.outvars) and inner.primitive.name in ENDS:
             return True
     return False
-
-
-SUMS = frozenset("""add sub neg mul div reduce_sum dot_general scan jit closed_call""".split())
 
 
 def _traced(function: Any, eqn: _jax.JaxprEqn) -> Any:
@@ -219,6 +218,8 @@ def _adds_up(start: Any, end: Any, uses: dict[Any, list[Any]]) -> bool:
         if user is None:
             return at is end and at is not start
         name = user.primitive.name
-        if name not in ("add", "add_any") and not (name == "sub" and user.invars[0] is at):
+        same = name == "convert_element_type" and _jax.struct(user.outvars[0]) == aval
+        minus = name == "sub" and user.invars[0] is at
+        if not (same or minus or name in ("add", "add_any")):
             return False
         at = user.outvars[0]

@@ -24,6 +24,7 @@ from .estimators import Branches, Branching
 from .flat import Flat, Op, flatten
 from .interpreter import refused, step
 from .law import Law
+from .linear import AFFINE
 from .plan import Plan
 from .seed import split
 from .signals import signal_p
@@ -211,8 +212,12 @@ class Fan:
         if len(many) != 1 or not all(v.free() for i, v in enumerate(values) if i not in many):
             return Sum(self.axes.apply(run, *(value.dense(self.axes) for value in values)))
         fixed, (at,) = [value.terms[0] for value in values], many
-        parts = [self.axes.apply(run, *fixed[:at], t, *fixed[at + 1 :]) for t in values[at].terms]
-        return Sum([term for (term,) in parts])
+        nothing = [_zero(x) for x in fixed] if name in AFFINE else fixed
+        parts = []
+        for i, term in enumerate(values[at].terms):
+            others = nothing if i else fixed  # what else is added is added once
+            parts += self.axes.apply(run, *others[:at], term, *others[at + 1 :])
+        return Sum(parts)
 
     def _mean(self, out: Sum) -> jax.Array:
         """The sum over all paths of weight times outcome."""
@@ -257,6 +262,13 @@ class _Keys:
         if parent not in self.known:
             self.known[parent] = split(self.at(parent), count)
         return self.known[parent][index]
+
+
+def _zero(x: Spread) -> Spread:
+    """Zeros in the place of numbers; predicates and indices stay."""
+    if not jnp.issubdtype(jnp.result_type(x.value), jnp.floating):
+        return x
+    return Spread(jnp.zeros_like(x.value))
 
 
 def _same_shape(eqn: _jax.JaxprEqn) -> bool:
