@@ -317,6 +317,21 @@ TERMS = {
     "chain in reverse": (lambda: chain(lambda x, u: jnp.sin(x), reverse=True), [{"x": "0>"}]),
     "chain, last state": (lambda: lax.scan(two_results, 0.0, X)[0], [{"x": "*"}]),
     "steps": (lambda: lax.map(independent_steps, X).sum(), [{"x": "0"}]),
+    "stack": (
+        lambda: jnp.stack([costs(lanes()), costs(lanes("y"))]).sum(),
+        [{"y": "0"}, {"z": "0"}],
+    ),
+    "stacked scalars": (
+        lambda: jnp.stack([coin(f"z{i}", u) for i, u in enumerate(X)]).sum(),
+        [{"z0": "*"}, {"z1": "*"}, {"z2": "*"}],
+    ),
+    "padded": (lambda: jnp.pad(costs(lanes()), (1, 2)).sum(), PLATE),
+    "cumulative costs": (lambda: jnp.cumsum(costs(lanes())), PLATE),
+    "a total of weak type": (lambda: weak_total(2.0 * coin("a", 0.3)), [{"a": "*"}, {"x": "0"}]),
+    "where in a jit": (
+        lambda: jnp.where(X > 0, costs(lanes()), costs(lanes("y"))).sum(),
+        [{"y": "0"}, {"z": "0"}],
+    ),
     "fori_loop": (lambda: added_in_a_fori_loop(), CHAIN),
     "plate in a scan": (plate_in_scan, [{"x": "0< 1"}]),
     "scan in a plate": (scan_in_plate, [{"x": "0< 1"}]),
@@ -344,26 +359,11 @@ def test_terms(name):
 
 
 GAPS = {
-    "stack": (
-        lambda: jnp.stack([costs(lanes()), costs(lanes("y"))]).sum(),
-        [{"y": "0"}, {"z": "0"}],
-    ),
-    "stacked scalars": (
-        lambda: jnp.stack([coin(f"z{i}", u) for i, u in enumerate(X)]).sum(),
-        [{"z0": "*"}, {"z1": "*"}, {"z2": "*"}],
-    ),
     "recorded sum": (lambda: vx.deterministic("elbo", costs(lanes()).sum()), PLATE),
     "checkpointed sum": (lambda: jax.checkpoint(lambda z: costs(z).sum())(lanes()), PLATE),
-    "padded": (lambda: jnp.pad(costs(lanes()), (1, 2)).sum(), PLATE),
-    "cumulative costs": (lambda: jnp.cumsum(costs(lanes())), PLATE),
     "total through an inner scan": (lambda: scan_in_scan(through=True), [{"x": "0< 1<"}]),
     "steps of an inner scan": (lambda: scan_in_scan(), [{"x": "0< 1<"}]),
-    "a total of weak type": (lambda: weak_total(2.0 * coin("a", 0.3)), [{"a": "*"}, {"x": "0"}]),
     "squares by a product": (lambda: lanes() @ costs(lanes("y")), [{"y": "0", "z": "0"}]),
-    "where in a jit": (
-        lambda: jnp.where(X > 0, costs(lanes()), costs(lanes("y"))).sum(),
-        [{"y": "0"}, {"z": "0"}],
-    ),
 }
 
 
@@ -892,6 +892,15 @@ def constants_beside_terms(draw, t):
     return jnp.concatenate([terms + 1, array(t, X)]).sum()
 
 
+@program
+def fills_beside_terms(draw, t):
+    """What padding, an index out of bounds and a mask fill in is added once."""
+    terms = draw("a", t[0]) * array(t, X) + draw("b", t[1]) * array(t, [2.0, 1.0, -1.0])
+    read = terms.at[jnp.array([0, 9])].get(mode="fill", fill_value=3.0)
+    masked = lax.select(jnp.array([True, False, True]), terms, array(t, X))
+    return read.sum() + masked.sum() + lax.pad(terms, array(t, 5.0), [(1, 0, 0)]).sum()
+
+
 # ---- exact expectations: the densities and values of all outcomes
 
 
@@ -989,6 +998,7 @@ SEVERAL = {  # the addresses that are enumerated
     "later_choices_are_shared": "za",
     "results_of_one_call": "zy",
     "constants_beside_terms": "a",
+    "fills_beside_terms": "a",
     "plate_in_a_checkpoint": "zy",
 }
 PAIRS = [(name, address) for name, addresses in SEVERAL.items() for address in addresses]
