@@ -414,3 +414,24 @@ def test_a_discrete_draw_from_parameters_that_are_not_differentiated():
     f = vx.seed(lambda p: p * sample("b", d.Bernoulli(lax.stop_gradient(p))))
     value, slope = jax.value_and_grad(f, 1)(KEY, 0.9)
     assert value == 0.9 * slope
+
+
+def test_expectations_refuse_references():
+    def stateful(t):
+        r = jax.new_ref(jnp.zeros(()))
+        r[...] = 2.0 * sample("z", d.Bernoulli(logits=t))
+        return r[...]
+
+    with pytest.raises(e.CapabilityError, match="not in references"):
+        vx.grad(stateful)(KEY, 0.3)
+
+
+def test_effects_in_a_program_are_kept(capfd):
+    def noisy(t):
+        z = sample("z", d.Bernoulli(logits=t), estimator=est.Score())
+        jax.debug.print("drawn {}", z)
+        return 1.0 * z
+
+    vx.grad(noisy)(KEY, 0.3)
+    jax.effects_barrier()
+    assert "drawn" in capfd.readouterr().out

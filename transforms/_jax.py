@@ -243,3 +243,8 @@ def operation(eqn: JaxprEqn) -> str:
 def instantiated(tangent: Any) -> Any:
     """A tangent as an array, zeros where it is symbolic."""
     return ad.instantiate_zeros(tangent)
+
+
+def is_reference(atom: Any) -> bool:
+    """Whether a variable is a mutable reference (`jax.new_ref`)."""
+    return type(getattr(atom, "aval", None)).__name__ == "AbstractRef"

@@ -122,6 +122,20 @@ class Axes:
             return Spread(left, (*y.blocks[:-1], before))
         return Spread(left.reshape((*shape[:at], *shape[at + 1 :])), y.blocks[:-1])
 
+    def first(self, axis: int, x: Spread) -> Spread:
+        """A value that does not depend on an axis, without it."""
+        at = next(i for i, (start, stop) in enumerate(x.blocks) if start <= axis < stop)
+        start, stop = x.blocks[at]
+        parts = [(start, axis), (axis, axis + 1), (axis + 1, stop)]
+        dims = [self.size(part) for part in parts]
+        shape = x.value.shape
+        left = x.value.reshape((*shape[:at], *dims, *shape[at + 1 :]))
+        left = jax.lax.index_in_dim(left, 0, at + 1, keepdims=False)
+        segments = [*x.blocks[:at], parts[0], parts[2], *x.blocks[at + 1 :]]
+        here = [s for s in segments if s[0] < s[1]]
+        sizes = [self.size(s) for s in here]
+        return self.merged(left.reshape((*sizes, *shape[len(x.blocks) :])), here)
+
     def sum_over(self, axis: int, weights: Spread, x: Spread) -> Spread:
         """Multiply by weights and sum over one axis, wherever it lies."""
         (y,) = self.apply(lambda w, x: [w.astype(x.dtype) * x], weights, x)

@@ -18,7 +18,7 @@ from .interpreter import Handler
 from .law import Law
 from .plan import Plan
 from .seed import Keyed
-from .site import Site
+from .site import Site, with_lanes
 
 Position = tuple[int, ...]  # the number of an equation that draws in its region, and so on inside
 
@@ -43,7 +43,7 @@ class Expect(Keyed):
         self.at += 1
         key = self.plan.key(site, next(self.keys))
         if site.kind == "record":
-            return operands[-1]
+            return with_lanes(site, operands)
         estimator = self.plan.estimator(site)
         assert isinstance(estimator, Direct)
         law = Law(site, operands)

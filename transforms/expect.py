@@ -109,9 +109,8 @@ def run(plan: Plan, jaxpr: Any, operands: list[Any], key: jax.Array) -> list[Any
         outs = jax.vmap(once, axis_name=RUNS)(many)
     weights = plan.using.weights(dimension) if plan.using.runs(dimension) == n else [1 / n] * n
     averaged = functools.partial(_mean, weights=jnp.asarray(weights))
-    return [
-        averaged(x) if at in flat.random else x[0] for x, at in zip(outs, flat.outs, strict=True)
-    ]
+    random = [isinstance(at, int) and at in flat.random for at in flat.outs]
+    return [averaged(x) if r else x[0] for x, r in zip(outs, random, strict=True)]
 
 
 def _chosen_noise(plan: Plan, flat: Flat) -> dict[int, tuple[int, ...]]:

@@ -17,10 +17,12 @@ import jax.numpy as jnp
 
 from . import _jax
 from .edit import Edit
+from .errors import CapabilityError
 from .interpreter import evaluate
 from .linear import LINEAR
 from .plan import Plan
-from .site import ONE_EQUATION, eqn_has_sites
+from .site import ONE_EQUATION, eqn_has_sites, site_p
+from .source import user_line
 
 ENDS = LINEAR | {"scan", "jit", "closed_call"}
 LARGEST = 4096  # elements of a carry whose steps are handed back
@@ -83,12 +85,18 @@ def _inline(flat: Flat, jaxpr: Any, operands: list[Any], plan: Plan, path: Any) 
     def read(v: Any) -> Any:
         return v if isinstance(v, _jax.Literal) else env[v]
 
+    for v in [v for eqn in jaxpr.eqns for v in eqn.invars]:
+        if _jax.is_reference(v):
+            raise _keeps_state()
     drawing, count = -1, sum(map(eqn_has_sites, jaxpr.eqns))
     for eqn in jaxpr.eqns:
         ins = [read(v) for v in eqn.invars]
         drawing += (draws := eqn_has_sites(eqn))
         here = (*path, (drawing, count)) if draws else ()
         random = draws or not flat.random.isdisjoint(x for x in ins if isinstance(x, int))
+        if eqn.primitive is site_p and _recorded(eqn):
+            env[eqn.outvars[0]] = ins[-1]  # a recorded value is that value
+            continue
         region = _region(eqn, plan, draws=draws) if random else None
         if region is None:
             outs = [flat.new() for _ in eqn.outvars]
@@ -104,6 +112,22 @@ def _inline(flat: Flat, jaxpr: Any, operands: list[Any], plan: Plan, path: Any) 
             outs = _inline(flat, inner, [*map(flat.constant, consts), *ins], plan, here)
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _keeps_state() -> CapabilityError:
+    return CapabilityError(
+        "A program whose expectation is taken keeps its state in values, not in references.",
+        expected="values",
+        got="jax.new_ref",
+        where=user_line(),
+        fix="carry the state through jax.lax.scan, or return it",
+    )
+
+
+def _recorded(eqn: _jax.JaxprEqn) -> bool:
+    """Whether an equation records its operand, which has its lanes."""
+    same = _jax.struct(eqn.invars[-1]) == _jax.struct(eqn.outvars[0]) if eqn.invars else False
+    return same and eqn.params["site"].kind == "record"
 
 
 def _region(eqn: _jax.JaxprEqn, plan: Plan, *, draws: bool) -> Any:

@@ -31,7 +31,7 @@ def linear_in(op: Any, random: Container[int]) -> list[int]:
         return among
     if name in PRODUCTS and len(among) == 1:
         return among
-    if name in FIRST and among == [first]:
+    if name in FIRST and among == [first] and not op.eqn.params.get("fill_value"):
         return among
     if name == "select_n" and first not in among:
         return among

@@ -41,7 +41,7 @@ class Fan:
         self.plan, self.flat, self.credit, self.coupled = plan, flat, credit, coupled
         self.axes = Axes()
         self.values: dict[int, Spread] = {}
-        self.joint: dict[int, Spread] = {}  # weights by axis, of choices whose elements are coupled
+        self.behind: dict[int, int] = {}  # by axis: the choices that opened it, as bits
         self.weights = Weights(self.axes, plan, credit)
         self.noise: dict[int, jax.Array] = {}  # of smooth choices, where a strategy chose it
 
@@ -56,7 +56,7 @@ class Fan:
         drawing = -1
         for op in flat.ops:
             drawing += eqn_has_sites(op.eqn)
-            if needed.isdisjoint(op.outs):
+            if needed.isdisjoint(op.outs) and not op.eqn.effects:
                 continue
             ins = [self.read(x) for x in op.ins]
             outs = self._equation(op, ins, drawing, keys)
@@ -72,7 +72,7 @@ class Fan:
         needed = {x for x in self.flat.outs if isinstance(x, int) and x not in tail}
         needed |= self.credit.terms
         for op in reversed(self.flat.ops):
-            if not needed.isdisjoint(op.outs):
+            if op.eqn.effects or not needed.isdisjoint(op.outs):
                 needed.update(x for x in op.ins if isinstance(x, int))
             if not tail.isdisjoint(op.outs):
                 needed.update(x for x in op.ins if isinstance(x, int) and x not in deps)
@@ -84,7 +84,8 @@ class Fan:
             if not any(x.blocks for x in ins):
                 return [Spread(x) for x in _jax.bind_again(eqn, [x.value for x in ins])]
             repeat = eqn.primitive is _jax.jit_p
-            return self.axes.apply(lambda *xs: _jax.bind_again(eqn, list(xs)), *ins, repeat=repeat)
+            outs = self.axes.apply(lambda *xs: _jax.bind_again(eqn, list(xs)), *ins, repeat=repeat)
+            return self._cut(op, outs)
         key = keys.at(op.path)
         if (noise := self.noise.get(drawing)) is not None:
             place = Law.of_noise(eqn.params["site"])
@@ -93,7 +94,7 @@ class Fan:
             return self._one_value(op, ins, drawing, key)
         if eqn.primitive is site_p:
             return self._several(op, ins, drawing, key)
-        return self._region(eqn, ins, key)
+        return self._region(op, ins, drawing, key)
 
     def _one_value(self, op: Op, ins: list[Spread], drawing: int, key: Any) -> list[Spread]:
         eqn = op.eqn
@@ -117,7 +118,20 @@ class Fan:
         for position, weight, baseline in zip(positions, found[::2], found[1::2], strict=True):
             assert weight is not None
             self.weights.add(position, weight, baseline, dep)
-        return outs[: len(eqn.outvars)]
+        return self._cut(op, outs[: len(eqn.outvars)])
+
+    def _cut(self, op: Op, outs: list[Spread]) -> list[Spread]:
+        """Each of several results, on the axes of what it depends on alone."""
+        if len(outs) == 1:
+            return outs
+        found = []
+        for number, out in zip(op.outs, outs, strict=True):
+            sources = self.credit.deps.get(number, NONE).sources
+            for axis in [a for start, stop in out.blocks for a in range(start, stop)]:
+                if not self.behind[axis] & sources:
+                    out = self.axes.first(axis, out)
+            found.append(out)
+        return found
 
     def _several(self, op: Op, ins: list[Spread], drawing: int, key: Any) -> list[Spread]:
         """A site with several values opens an axis."""
@@ -134,10 +148,10 @@ class Fan:
             return [found.weights, found.values, *control]
 
         weights, values, *control = self.axes.each(run, *ins)  # results follow the blocks
-        axis, (weights, values) = self._open(weights, values)
+        axis, (weights, values) = self._open(1 << number, weights, values)
         if math.prod(groups) == 1:
             dims = len(weights.blocks)
-            self.joint[axis] = Spread(
+            self.weights.joint[axis] = Spread(
                 weights.value.reshape(weights.value.shape[:dims]), weights.blocks
             )
         else:
@@ -147,21 +161,25 @@ class Fan:
             self.weights.add_control(one, dep, len(groups))
         return [values]
 
-    def _open(self, *found: Spread) -> tuple[int, list[Spread]]:
+    def _open(self, behind: int, *found: Spread) -> tuple[int, list[Spread]]:
         """A new axis, along what follows the blocks."""
         n = len(self.axes.sizes)
+        self.behind[n] = behind
         self.axes.sizes.append(found[0].value.shape[len(found[0].blocks)])
         return n, [self.axes.merged(x.value, [*x.blocks, (n, n + 1)]) for x in found]
 
-    def _region(self, eqn: Any, ins: list[Spread], key: Any) -> list[Spread]:
+    def _region(self, op: Op, ins: list[Spread], drawing: int, key: Any) -> list[Spread]:
         """A region whose outcomes are taken as a whole opens an axis."""
+        eqn = op.eqn
+        choices = enumerate(self.credit.found.choices)
+        inside = sum(1 << n for n, position in choices if position[0] == drawing)
 
         def run(*values: Any) -> list[Any]:
             weights, outs = outcomes(self.plan, eqn, list(values), key)
             return [weights, *outs]
 
-        axis, (weights, *outs) = self._open(*self.axes.each(run, *ins))
-        self.joint[axis] = weights
+        axis, (weights, *outs) = self._open(inside, *self.axes.each(run, *ins))
+        self.weights.joint[axis] = weights
         return outs
 
     # ---- results
@@ -229,7 +247,7 @@ class Fan:
             if here:
                 total = Sum(here).dense(self.axes)
                 terms = [term for term in terms if term not in here]
-                terms.append(self.axes.contract([self.joint[axis]], total))
+                terms.append(self.axes.contract([self.weights.joint[axis]], total))
         return sum(term.value for term in terms[1:]) + terms[0].value
 
     def mean_of(self, spread: Spread) -> jax.Array:
@@ -243,7 +261,7 @@ class Fan:
             first = stop - 1
             while first > start and self.axes.size((first - 1, stop)) <= MANY:
                 first -= 1
-            term = self.axes.contract([self.joint[a] for a in range(first, stop)], term)
+            term = self.axes.contract([self.weights.joint[a] for a in range(first, stop)], term)
         return term
 
 
@@ -328,7 +346,7 @@ class Whole(Fan):
         everything = (0, len(self.axes.sizes))
         zeros = Spread(jnp.zeros(self.axes.size(everything)), (everything,))
         zeros = zeros if self.axes.sizes else Spread(jnp.zeros(()))
-        weights, log_weights = list(self.joint.values()), self.weights.all()
+        weights, log_weights = list(self.weights.joint.values()), self.weights.all()
         n, m = len(weights), len(log_weights)
 
         def one(zero: Any, *rest: Any) -> list[Any]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from . import _jax, soundness
 from .declared import declarations
+from .dependence import NONE, bits, join
 from .errors import (
     BiasedEstimatorError,
     CapabilityError,
@@ -192,6 +193,12 @@ class Plan:
             if op.eqn.primitive is site_p and self.branches_at(op.eqn)
         }
         coupled = credit.coupled(branching)
+        for op in drawing:  # a region that is entered as a whole
+            if op.eqn.primitive is not site_p and self.branches_at(op.eqn):
+                behind = join([credit.deps.get(x, NONE) for x in op.ins if isinstance(x, int)])
+                for n in bits(behind.sources):
+                    if n in coupled:
+                        coupled[n] = (True,) * len(coupled[n])
         paths = {id(op): n for n, op in branching.items()}
         count = 1
         for op in drawing:

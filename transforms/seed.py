@@ -21,7 +21,7 @@ from .errors import DifferentiationError
 from .interpreter import Handler, run
 from .law import Law
 from .measures import is_reparameterizable
-from .site import Site, eqn_has_sites
+from .site import Site, eqn_has_sites, with_lanes
 from .staging import Program, stage
 
 
@@ -53,7 +53,7 @@ class Seed(Keyed):
 
     def site(self, site: Site, operands: list[Any]) -> Any:
         key = next(self.keys)
-        return forward(site, operands, key) if site.kind == "draw" else operands[-1]
+        return forward(site, operands, key) if site.kind == "draw" else with_lanes(site, operands)
 
     def inside(self, entered: Any) -> Seed:
         return Seed(entered)

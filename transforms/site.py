@@ -176,6 +176,14 @@ def over_lanes(site: Site, function: Any, operands: list[Any], *lane_args: Any) 
     return one(operands, lane_args)
 
 
+def with_lanes(site: Site, operands: list[Any]) -> jax.Array:
+    """An observed or recorded value with every lane in front, also lanes that share it."""
+    value = operands[-1]
+    for axis, mapped in enumerate(site.mapped):
+        value = value if mapped[-1] else jnp.expand_dims(value, axis)
+    return jnp.broadcast_to(value, site.shape)
+
+
 ONE_EQUATION: set[str] = set()  # the names of what follows
 
 

@@ -24,7 +24,7 @@ from .errors import CapabilityError
 from .interpreter import Handler, evaluate
 from .law import Law
 from .layout import Entry, layout
-from .site import Address, Site, first_site, rebind, unpack
+from .site import Address, Site, first_site, rebind, unpack, with_lanes
 from .staging import Program, Staged, stage
 
 
@@ -51,13 +51,13 @@ class Joint(Given):
 
     def site(self, site: Site, operands: list[Any]) -> Any:
         if site.kind == "factor":
-            self._add(_lanes(site, operands).sum(), given=True)
+            self._add(with_lanes(site, operands).sum(), given=True)
             return operands[-1]
         if site.kind == "record":
-            self._keep("recorded", site.address, _lanes(site, operands))
+            self._keep("recorded", site.address, with_lanes(site, operands))
             return operands[-1]
         if site.kind == "observe":
-            value, kept = _lanes(site, operands), "recorded"
+            value, kept = with_lanes(site, operands), "recorded"
             if not site.lanes:
                 check_support(site.address, *unpack(site, operands), site.line)
             lp = density.observed(site, operands)
@@ -142,14 +142,6 @@ class Joint(Given):
 
 def _filled(values: Flat, shapes: Flat) -> Flat:
     return {a: values.get(a, jnp.zeros(s.shape, s.dtype)) for a, s in shapes.items()}
-
-
-def _lanes(site: Site, operands: list[Any]) -> jax.Array:
-    """An observed or recorded value with every lane in front, also lanes that share it."""
-    value = operands[-1]
-    for axis, mapped in enumerate(site.mapped):
-        value = value if mapped[-1] else jnp.expand_dims(value, axis)
-    return jnp.broadcast_to(value, site.shape)
 
 
 def _joint(staged: Staged, given: Flat, *, keep: bool, what: str) -> tuple[Any, Record]:

@@ -24,6 +24,7 @@ class Weights:
     Attributes:
         log: by number of the choice, of shape `elements`.
         apart: by axis, the number of the choice and its weights, of shape `groups`.
+        joint: by axis, the weights of choices whose elements are coupled.
         baselines: by number, of shape `elements`.
         controls: scalars to add to the objective.
         averaged: whether several runs are averaged, so that all outputs become floats.
@@ -35,6 +36,7 @@ class Weights:
         self.axes, self.plan, self.credit = axes, plan, credit
         self.log: dict[int, Spread] = {}
         self.apart: dict[int, tuple[int, Spread]] = {}
+        self.joint: dict[int, Spread] = {}
         self.baselines: dict[int, Spread] = {}
         self.controls: list[Spread] = []
         self.behind: dict[int, Dep | None] = {}  # of the values of choices with a baseline
@@ -93,13 +95,12 @@ class Weights:
         mean = self._sum_apart(weighed, dep, rank)
         if not compared:
             return mean
-        unweighed = self._sum_apart(value, dep, rank)
+        unweighed = self._sum_joint(self._sum_apart(value, dep, rank))
         (excess,) = self.axes.apply(
             lambda v, *ws: [jnp.zeros_like(v) + jnp.expm1(sum(ws))], value, *compared
         )
         excess = self._sum_apart(excess, dep, rank)
-        (others,) = self.axes.apply(lambda v: [v], unweighed)
-        others = Spread(_mean_of_others(jax.lax.stop_gradient(others.value)), others.blocks)
+        others = Spread(_mean_of_others(jax.lax.stop_gradient(unweighed.value)))
         (out,) = self.axes.apply(lambda m, b, e: [m - b * e.astype(m.dtype)], mean, others, excess)
         return out
 
@@ -137,6 +138,13 @@ class Weights:
                 number, weights = self.apart[axis]
                 (laid,) = self.axes.apply(lambda w, n=number: [_lay(w, dep, n, rank)], weights)
                 value = self.axes.sum_over(axis, laid, value)
+        return value
+
+    def _sum_joint(self, value: Spread) -> Spread:
+        """Sum over all paths that are left: what a run is worth by itself."""
+        for axis in sorted(self.joint, reverse=True):
+            if any(start <= axis < stop for start, stop in value.blocks):
+                value = self.axes.sum_over(axis, self.joint[axis], value)
         return value
 
     # ---- log weights along a term's axes
