@@ -94,7 +94,9 @@ def measure(report, name, objective, params, rounds):
     check, trace = [], []
     for _ in range(rounds):
         staged = stage(lambda: objective(params))
-        check.append(cpu(lambda: soundness.violations(staged.jaxpr, lambda site: True, direct=True)))
+        check.append(
+            cpu(lambda: soundness.violations(staged.jaxpr, lambda site: True, direct=True))
+        )
         trace.append(cpu(lambda: jax.make_jaxpr(vx.value_and_grad(objective))(KEY, params)))
     ratios = [c / t for c, t in zip(check, trace, strict=True)]
     percent = f"{100 * statistics.median(ratios):.1f} %"

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as npd
-from jax.scipy.special import gammaln
+from jax.scipy.special import gammaln, xlog1py, xlogy
 from numpyro.distributions import *  # noqa: F403
 
 from .onehot import OneHotCategorical as OneHotCategorical
@@ -35,9 +35,25 @@ class BernoulliLogits(npd.BernoulliLogits):
             return jnp.where((value == 0) | (value == 1), log_p, -jnp.inf)
         finite = jnp.where(jnp.isinf(logits), 0.0, logits)
         log_p = value * finite - jax.nn.softplus(finite)
-        sure = jnp.where(value == jnp.where(logits > 0, 1.0, 0.0), 0.0, -jnp.inf)
-        inside = (value >= 0) & (value <= 1)
+        fixed, sign = jax.lax.stop_gradient((value, logits))  # guards have no derivative
+        sure = jnp.where(fixed == jnp.where(sign > 0, 1.0, 0.0), 0.0, -jnp.inf)
+        inside = (fixed >= 0) & (fixed <= 1)
         return jnp.where(inside, jnp.where(jnp.isinf(logits), sure, log_p), -jnp.inf)
+
+
+class BernoulliProbs(npd.BernoulliProbs):
+    """Bernoulli with a success probability. Support: 0 and 1.
+
+    A float between 0 and 1 is a relaxed value, as for `BernoulliLogits`.
+    """
+
+    def log_prob(self, value: Any) -> Any:
+        """Log probability; minus infinity outside the support."""
+        if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            return super().log_prob(value)
+        log_p = xlogy(value, self.probs) + xlog1py(1.0 - value, -self.probs)
+        fixed = jax.lax.stop_gradient(value)
+        return jnp.where((fixed >= 0) & (fixed <= 1), log_p, -jnp.inf)
 
 
 class BinomialLogits(npd.BinomialLogits):
@@ -56,14 +72,17 @@ class BinomialLogits(npd.BinomialLogits):
         ways = gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(n - k + 1.0)
         finite = jnp.where(jnp.isinf(logits), 0.0, logits)
         log_p = ways + k * finite - n * jax.nn.softplus(finite)
-        sure = jnp.where(k == jnp.where(logits > 0, n, 0), 0.0, -jnp.inf)
+        sign = jax.lax.stop_gradient(logits)  # a guard has no derivative
+        sure = jnp.where(k == jnp.where(sign > 0, n, 0), 0.0, -jnp.inf)
         return jnp.where(inside, jnp.where(jnp.isinf(logits), sure, log_p), -jnp.inf)
 
 
 def Bernoulli(probs: Any = None, logits: Any = None, *, validate_args: Any = None) -> Any:
     """Bernoulli with a success probability or its log odds; values 0 and 1."""
+    if probs is not None and logits is None:
+        return BernoulliProbs(probs, validate_args=validate_args)
     if logits is None or probs is not None:
-        return npd.Bernoulli(probs, logits, validate_args=validate_args)
+        return npd.Bernoulli(probs, logits, validate_args=validate_args)  # its error message
     return BernoulliLogits(logits, validate_args=validate_args)
 
 

@@ -7,6 +7,7 @@ import numpyro.distributions as npd
 import pytest
 from scipy import stats
 
+import varax as vx
 from varax import dist as d
 
 LOGITS = np.array([-30.0, -2.0, -1e-6, 0.0, 1e-6, 2.0, 30.0])
@@ -58,3 +59,20 @@ def test_the_rest_is_numpyro():
     assert isinstance(d.Bernoulli(0.3), npd.BernoulliProbs)
     assert isinstance(d.Binomial(3, 0.3), npd.BinomialProbs)
     assert d.Binomial(3, logits=jnp.zeros(2)).to_event(1).log_prob(jnp.zeros(2)).shape == ()
+
+
+@pytest.mark.parametrize("law", [{"probs": 0.3}, {"logits": -0.8}], ids=str)
+def test_relaxed_coins_have_a_finite_density(law):
+    """REBAR evaluates a model between the values of the support."""
+    from varax import estimators as est
+
+    def program(t):
+        z = vx.sample("z", d.Bernoulli(logits=t), estimator=est.REBAR(0.5))
+        return d.Bernoulli(**law).log_prob(z)
+
+    draws = jax.vmap(lambda key: vx.grad(program)(key, 0.4))(
+        jax.random.split(jax.random.key(0), 20_000)
+    )
+    p, ends = jax.nn.sigmoid(0.4), d.Bernoulli(**law).log_prob(jnp.array([0, 1]))
+    exact = p * (1 - p) * (ends[1] - ends[0])
+    assert abs(draws.mean() - exact) < 5 * draws.std() / np.sqrt(20_000)

@@ -350,3 +350,21 @@ def test_grad_accepts_what_the_user_declares():
         return assume_smooth(jnp.where(x > 0, x, 0.0)) ** 2
 
     assert np.isfinite(vx.grad(objective)(jax.random.key(0), 0.3))
+
+
+def test_guards_of_densities_do_not_hide_an_importance_weighted_bound():
+    """A default stays pathwise where a density with guarded infinities goes through logsumexp."""
+
+    @vx.model
+    def model(w):
+        z = vx.sample("z", d.Normal(jnp.zeros(2), 1.0))
+        vx.sample("x", d.Binomial(16, logits=z * w))
+        vx.sample("b", d.Bernoulli(logits=z + w))
+
+    @vx.model
+    def guide(w):
+        vx.sample("z", d.Normal(w * jnp.ones(2), 1.0))
+
+    data = {"x": jnp.array([3.0, 4.0]), "b": jnp.array([0.0, 1.0])}
+    report = vx.check(lambda w: vx.objectives.iwelbo(model(w), guide(w), data, 3), 0.5, draws=4)
+    assert report["z"].estimator == est.Reparam()

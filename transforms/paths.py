@@ -24,11 +24,10 @@ from .estimators import Branches, Branching
 from .flat import Flat, Op, flatten
 from .interpreter import refused, step
 from .law import Law
-from .linear import AFFINE
 from .plan import Plan
 from .seed import split
-from .signals import signal_p
 from .site import eqn_has_sites, site_p
+from .tail import Tail, as_float
 from .weighing import Weights
 
 MANY = 256  # paths
@@ -191,57 +190,22 @@ class Fan:
             shift: what to add to the log weights of some choices.
             only: how many outputs, from the first.
         """
-        sums: dict[int, Sum] = {}
-        for number in self.credit.terms:
-            sums[number] = Sum([self.weights.weigh(number, self.values[number], shift)])
-        for op in self.flat.ops:
-            if op.eqn.primitive is signal_p and op.outs[0] in sums:
-                values = [self.read(x) for x in op.ins]
-                sums[op.outs[0]] = Sum([self.weights.weigh_signals(op, values, shift)])
-            if not self.credit.tail.isdisjoint(op.outs):
-                sums[op.outs[0]] = self._linear(op, sums)
-        return [self._output(x, sums) for x in self.flat.outs[:only]]
+        tail = Tail(self, shift)
+        tail.run()
+        return [self._output(x, tail) for x in self.flat.outs[:only]]
 
-    def _output(self, x: Any, sums: dict[int, Sum]) -> jax.Array:
+    def _output(self, x: Any, tail: Tail) -> jax.Array:
         if isinstance(x, int) and not self.flat.is_float(x):
             drawn = self.read(x)
             if not drawn.blocks and not self.weights.averaged:
                 return jnp.asarray(drawn.value)  # what is no float has no derivative
-        return self._mean(self._sum(x, sums))
-
-    def _sum(self, x: Any, sums: dict[int, Sum]) -> Sum:
-        if isinstance(x, int) and x in sums:
-            return sums[x]
-        return Sum([self.read(x)])
-
-    def _linear(self, op: Op, sums: dict[int, Sum]) -> Sum:
-        """An equation of the tail, term by term."""
-        eqn, values = op.eqn, [self._sum(x, sums) for x in op.ins]
-        if not self.flat.is_float(op.outs[0]):  # a count, whose terms are weighed
-            values = [Sum([_float(term) for term in value.terms]) for value in values]
-        name = eqn.primitive.name
-        if name in ("add", "add_any", "sub") and _same_shape(eqn):
-            return self.axes.total([(values[0], 1), (values[1], -1 if name == "sub" else 1)])
-
-        def run(*values: Any) -> list[Any]:
-            return _jax.bind_again(eqn, list(values))
-
-        many = [i for i, value in enumerate(values) if len(value.terms) > 1]
-        if len(many) != 1 or not all(v.free() for i, v in enumerate(values) if i not in many):
-            return Sum(self.axes.apply(run, *(value.dense(self.axes) for value in values)))
-        fixed, (at,) = [value.terms[0] for value in values], many
-        nothing = [_zero(x) for x in fixed] if name in AFFINE else fixed
-        parts = []
-        for i, term in enumerate(values[at].terms):
-            others = nothing if i else fixed  # what else is added is added once
-            parts += self.axes.apply(run, *others[:at], term, *others[at + 1 :])
-        return Sum(parts)
+        return self._mean(tail.value(x))
 
     def _mean(self, out: Sum) -> jax.Array:
         """The sum over all paths of weight times outcome."""
         if out.free() and len(out.terms) == 1:
             return jnp.asarray(out.terms[0].value)
-        terms = [self._shrink(_float(term)) for term in out.terms]
+        terms = [self._shrink(as_float(term)) for term in out.terms]
         for axis in reversed(range(len(self.axes.sizes))):
             here = [term for term in terms if term.blocks and term.blocks[-1][1] == axis + 1]
             if here:
@@ -280,26 +244,6 @@ class _Keys:
         if parent not in self.known:
             self.known[parent] = split(self.at(parent), count)
         return self.known[parent][index]
-
-
-def _zero(x: Spread) -> Spread:
-    """Zeros in the place of numbers; predicates and indices stay."""
-    if not jnp.issubdtype(jnp.result_type(x.value), jnp.floating):
-        return x
-    return Spread(jnp.zeros_like(x.value))
-
-
-def _same_shape(eqn: _jax.JaxprEqn) -> bool:
-    """Whether both operands have the result's shape and dtype, as terms must."""
-    out = _jax.struct(eqn.outvars[0])
-    return all(_jax.struct(v).shape == out.shape for v in eqn.invars)
-
-
-def _float(term: Spread) -> Spread:
-    value = jnp.asarray(term.value)
-    if jnp.issubdtype(value.dtype, jnp.floating):
-        return Spread(value, term.blocks)
-    return Spread(value.astype(jnp.result_type(float)), term.blocks)
 
 
 # ---- the outcomes of a region that has to be entered as a whole, on one path

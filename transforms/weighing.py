@@ -91,16 +91,34 @@ class Weights:
             value = Spread(jnp.asarray(value.value, float), value.blocks)
         plain = self._laid(dep, rank, compared=False, shift=shift)
         compared = self._laid(dep, rank, compared=True, shift=shift)
-        weighed = self._times(value, plain + compared)
-        mean = self._sum_apart(weighed, dep, rank)
         if not compared:
-            return mean
-        unweighed = self._sum_joint(self._sum_apart(value, dep, rank))
+            return self._sum_apart(self._times(value, plain), dep, rank)
+        mean = self._sum_joint(self._sum_apart(value, dep, rank))
+        others = Spread(_mean_of_others(jax.lax.stop_gradient(mean.value)))
+
+        def weighed(v: Any, b: Any, *ws: Any) -> list[Any]:  # v exp(w) - b (exp(w) - 1)
+            return [v + (v - b) * jnp.expm1(sum(ws)).astype(v.dtype)]
+
+        if not self.apart:
+            (value,) = self.axes.apply(weighed, self._times(value, plain), others, *compared)
+            return value
+        return self._beside_apart(value, others, plain, compared, dep, rank)
+
+    def _beside_apart(
+        self,
+        value: Spread,
+        others: Spread,
+        plain: list[Spread],
+        compared: list[Spread],
+        dep: Dep,
+        rank: int,
+    ) -> Spread:
+        """The same where some choices are summed at the term: the baseline is of the sum."""
+        mean = self._sum_apart(self._times(value, plain + compared), dep, rank)
         (excess,) = self.axes.apply(
             lambda v, *ws: [jnp.zeros_like(v) + jnp.expm1(sum(ws))], value, *compared
         )
         excess = self._sum_apart(excess, dep, rank)
-        others = Spread(_mean_of_others(jax.lax.stop_gradient(unweighed.value)))
         (out,) = self.axes.apply(lambda m, b, e: [m - b * e.astype(m.dtype)], mean, others, excess)
         return out
 
