@@ -51,7 +51,8 @@ class BernoulliProbs(npd.BernoulliProbs):
         """Log probability; minus infinity outside the support."""
         if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             return super().log_prob(value)
-        log_p = xlogy(value, self.probs) + xlog1py(1.0 - value, -self.probs)
+        probs: Any = self.probs
+        log_p = xlogy(value, probs) + xlog1py(1.0 - value, -probs)
         fixed = jax.lax.stop_gradient(value)
         return jnp.where((fixed >= 0) & (fixed <= 1), log_p, -jnp.inf)
 
