@@ -64,8 +64,15 @@ def means(programs, expectation, theta=THETA, draws=20_000, of=None):
 
 # ---- control flow. A relaxed value must not decide a branch, and several values multiply in a scan
 
-IN_FORMS = ("scan", "vmap_that_couples", "vmap_of_cond", "checkpoint_called_twice")
-SLOW = ("scan_of_vmap", "scan_of_cond", "jit_called_twice", "nested_models", "masked")
+IN_FORMS = ("scan", "vmap_that_couples", "jit_called_twice")
+SLOW = (
+    "vmap_of_cond",
+    "checkpoint_called_twice",
+    "scan_of_vmap",
+    "scan_of_cond",
+    "nested_models",
+    "masked",
+)
 CHOSEN = [*IN_FORMS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 LONG = ("scan", "scan_of_vmap", "scan_of_cond", "vmap_of_cond", "checkpoint_called_twice")
 SEVERAL = (est.MeasureValued, est.GaussHermite)  # too many paths, or nodes to be exact
