@@ -1376,9 +1376,10 @@ def check_random_program(seed, exactly=("", "x", "yx", "zyx"), baselines=(None, 
             np.testing.assert_allclose(x, y, rtol=1e-8, atol=1e-10, err_msg=f"{seed}: {at}")
 
 
-@pytest.mark.parametrize(
-    "seed", [0, 1, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4, 5))]
-)
+SEEDS = [0, 1, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4, 5))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_random_programs(seed):
     with jax.enable_x64(True):
         check_random_program(seed)
