@@ -46,9 +46,10 @@ class MeasureValued(Branching):
     Args:
         coupled_noise: p+, p- and the law itself share their noise, which makes differences small
             where k varies slowly over the law; where k oscillates within a standard deviation,
-            independent noise can be better. Normal, loc: both sides have the same Rayleigh variate, so that even
-            parts of k cancel, and the mean is taken with the variate of 1 - u, so that odd parts
-            cancel (two more runs for an element: P = 5, else 3). Normal, scale: the Maxwell and
+            independent noise can be better. Normal, loc: both sides have the same Rayleigh
+            variate, so that even parts of k cancel, and the mean is taken with the variate of
+            1 - u, so that odd parts cancel (two more runs for an element: P = 5, else 3). Normal,
+            scale: the Maxwell and
             the normal variate have the same u. Gamma(a + 1) is Gamma(a) plus an exponential
             variate; Poisson + 1 is the draw plus one.
 
