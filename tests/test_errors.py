@@ -366,6 +366,18 @@ raises(e.ObjectiveError, None, "a scalar of a floating-point type", "shape (2,)"
 raises(e.ObjectiveError, None, "a scalar, alone or first", "shape (3,)", "without them")(
     lambda: vx.expect(lambda: 1.0 * sample("b", COINS, estimator=est.Score(0.5)))(KEY)
 )
+raises(e.KeyArgumentError, None, "jax.random.key(0)", "got:      0.3", "vx.grad(f)(key, ...)")(
+    lambda: vx.grad(lambda t: t * sample("x", NORMAL))(0.3)
+)
+raises(e.KeyArgumentError, None, "got:      an array of float32[2]", "the program's own arguments")(
+    lambda: vx.expect(lambda t: t * sample("x", NORMAL))(jnp.ones(2))
+)
+raises(e.EstimatorError, None, "not an estimator", "Score()", "got:      <class")(
+    lambda: vx.expect(lambda: sample("x", NORMAL), estimators={"x": est.Score})(KEY)
+)
+raises(e.EstimatorError, None, "not a strategy", "MonteCarlo(16)", "got:      <class")(
+    lambda: vx.expect(lambda: sample("x", NORMAL), using=vx.strategies.MonteCarlo)
+)
 raises(e.BudgetError, None, "budget > 0 seconds", "got:      0")(
     lambda: vx.tune_estimators(lambda t: t, 1.0, KEY, budget=0)
 )

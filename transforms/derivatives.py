@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from .errors import DifferentiationError, ObjectiveError
-from .expect import Estimators, expect
+from .expect import Estimators, expect, require_key
 from .source import user_line
 from .strategies import Strategy
 
@@ -43,6 +43,7 @@ def value_and_grad(
 
     @functools.wraps(f)
     def wrapped(key: jax.Array, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        require_key(key)
         chosen = [args[n] for n in numbers]
         floats, rest = zip(*(split_floats(a) for a in chosen), strict=True)
 

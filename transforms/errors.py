@@ -97,6 +97,10 @@ class ObjectiveError(VaraxError):
     """An objective is not what its use needs, such as one number."""
 
 
+class KeyArgumentError(VaraxError):
+    """The first argument of an estimate is not a random key."""
+
+
 class BudgetError(VaraxError):
     """A search was given no time."""
 

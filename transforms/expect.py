@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from . import _jax
 from .credit import assign
 from .dependence import Analysis
-from .errors import ObjectiveError
+from .errors import EstimatorError, KeyArgumentError, ObjectiveError
 from .estimators import Estimator, Reparam
 from .flat import Flat, Op, flatten
 from .law import Law
@@ -60,9 +60,12 @@ def expect(
         EstimatorError: an estimator cannot serve its site.
         UnsoundEstimatorError: a pathwise choice reaches a discontinuous operation.
     """
+    if using is not None and not isinstance(using, Strategy):
+        raise _not_an_instance("a strategy", using, "varax.strategies.MonteCarlo(16)")
 
     @functools.wraps(f)
     def estimate(key: jax.Array, *args: Any, **kwargs: Any) -> Any:
+        require_key(key)
         staged = stage(lambda: f(*args, **kwargs))
         plan = Plan(staged.jaxpr, strict=strict, estimators=by_path(estimators), using=using)
         return staged.rebuild(run(plan, staged.jaxpr, staged.consts, key))
@@ -70,9 +73,37 @@ def expect(
     return estimate
 
 
+def require_key(key: Any) -> None:
+    """Raise unless this is a random key, new or old style."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return
+    if dtype == jnp.uint32 and jnp.ndim(key) == 1:
+        return
+    raise KeyArgumentError(
+        "The first argument is the random key.",
+        expected="a key, such as jax.random.key(0), then the program's own arguments",
+        got=repr(key) if dtype is None else f"an array of {dtype}{list(jnp.shape(key))}",
+        where=user_line(),
+        fix="vx.grad(f)(key, ...), vx.value_and_grad(f)(key, ...), vx.expect(f)(key, ...)",
+    )
+
+
+def _not_an_instance(what: str, got: Any, example: str) -> EstimatorError:
+    return EstimatorError(
+        f"This is not {what}.",
+        expected=f"an instance, such as {example}",
+        got=repr(got),
+        where=user_line(),
+    )
+
+
 def by_path(estimators: Estimators | None) -> dict[Address, Estimator]:
     """Keys as addresses."""
     given = (estimators or {}).items()
+    for _, estimator in given:
+        if not isinstance(estimator, Estimator):
+            raise _not_an_instance("an estimator", estimator, "varax.estimators.Score()")
     return {tuple(a.split("/")) if isinstance(a, str) else a: e for a, e in given}
 
 

@@ -63,9 +63,9 @@ class Plan:
         self._default: set[int] = set()  # sites that the user left to us
         self._branching: dict[int, tuple[Any, bool]] = {}
         self.demoted: dict[int, soundness.Violation] = {}  # why a default is not pathwise
+        self._all_known()
         self._check(jaxpr)
         self._region(jaxpr, in_loop=False, strict=strict)
-        self._all_known()
         self.declared = list(declarations(jaxpr))  # (name, line) of what is biased on purpose
         if strict and self.declared:
             raise _declared(*self.declared[0])
@@ -140,7 +140,9 @@ class Plan:
             self.demoted |= new
 
     def _all_known(self) -> None:
-        addresses = {site.address for site in self.sites}
+        if not self.asked:
+            return
+        addresses = {site.address for site in _draws(self._jaxpr)}
         if unknown := self.asked.keys() - addresses:
             raise UnknownAddressError(
                 "An estimator is given for an address that the program does not have.",
