@@ -141,11 +141,10 @@ def exact(k, phi):
     return total
 
 
-def numpyro_enum(k):
+def numpyro_chain(k):
+    """The model in NumPyro."""
     import numpyro
     import numpyro.distributions as npd
-    from numpyro.contrib.funsor import config_enumerate
-    from numpyro.infer import TraceEnum_ELBO
 
     def model(phi):
         z, mean = 0, 0.0
@@ -153,6 +152,17 @@ def numpyro_enum(k):
             z = numpyro.sample(f"z{i}", npd.Bernoulli(probs=jnp.where(z == 0, 0.3, 0.6)))
             mean = mean + w * z
         numpyro.sample("x", npd.Normal(mean, SD), obs=X)
+
+    return model
+
+
+def numpyro_enum(k):
+    import numpyro
+    import numpyro.distributions as npd
+    from numpyro.contrib.funsor import config_enumerate
+    from numpyro.infer import TraceEnum_ELBO
+
+    model = numpyro_chain(k)
 
     @config_enumerate
     def guide(phi):

@@ -44,6 +44,7 @@ from enumeration import (
     doubling,
     guide,
     log_normal,
+    numpyro_chain,
     numpyro_enum,
     parameters,
     table,
@@ -169,12 +170,7 @@ def numpyro_graph(k):
     import numpyro.distributions as npd
     from numpyro.infer import TraceGraph_ELBO
 
-    def model(phi):
-        z, mean = 0, 0.0
-        for i, w in enumerate(weights(k)):
-            z = numpyro.sample(f"z{i}", npd.Bernoulli(probs=jnp.where(z == 0, 0.3, 0.6)))
-            mean = mean + w * z
-        numpyro.sample("x", npd.Normal(mean, SD), obs=X)
+    model = numpyro_chain(k)
 
     def guide(phi):
         z = 0

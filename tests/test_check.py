@@ -258,3 +258,54 @@ def test_declared_bias_is_reported_and_refused():
     e = jnp.array([1.0, 2.0, 2.0])
     np.testing.assert_array_equal(est.rotation_trick(e, 2 * e), 2 * e)
     np.testing.assert_allclose(jax.jacobian(est.rotation_trick)(e, 2 * e), 2 * np.eye(3), atol=1e-6)
+
+
+def test_a_network_of_the_data_is_trained_as_a_baseline_in_every_lane():
+    """The baseline's gradient is that of each lane's squared error; the program's is unbiased."""
+    data = jnp.linspace(0.2, 1.0, 4)
+
+    def f(p):
+        def lane(c):
+            baseline = jnp.tanh(p["w"] * c) + p["b"]  # known before the draw
+            z = coin("z", p["t"] * c, est.Score(est.Learned(baseline)))
+            return 3.0 * (z - c) ** 2
+
+        return jax.vmap(lane)(data).sum()
+
+    def mean(t):
+        return sum(mean_coin(lambda z, c=c: 3.0 * (z - c) ** 2, t * c) for c in data)
+
+    def squared_error(w, b):
+        def lane(c):
+            cost = mean_coin(lambda z: 3.0 * (z - c) ** 2, 0.4 * c)
+            return -((cost - jnp.tanh(w * c) - b) ** 2) / 2  # its gradient is linear in the cost
+
+        return jax.vmap(lane)(data).sum()
+
+    params = {"t": 0.4, "w": 0.5, "b": 0.1}
+    keys = jax.random.split(KEY, 50_000)
+    grads = jax.jit(jax.vmap(lambda key: vx.grad(f)(key, params)))(keys)
+    exact = {"t": jax.grad(mean)(0.4)}
+    exact["w"], exact["b"] = jax.grad(squared_error, (0, 1))(0.5, 0.1)
+    for name, value in exact.items():
+        check_mean(np.asarray(grads[name])[:, None], np.asarray(value)[None])
+    minimised = vx.grad(lambda p: -f(p), estimators={"z": est.Score()})
+    assert minimised(KEY, params)["w"] == 0  # no baseline, no gradient
+
+
+def test_a_temperature_may_be_traced_and_differ_by_lane():
+    temperatures = jnp.array([0.3, 0.5, 1.0])
+
+    def f(p):
+        def lane(c, temperature):
+            z = coin("z", p[0] * c, est.REBAR(temperature * p[1], 0.8))
+            return (z - 0.3) ** 2 * c
+
+        return jax.vmap(lane)(jnp.array([1.0, -1.0, 2.0]), temperatures).sum()
+
+    def mean(t):
+        return sum(mean_coin(lambda z, c=c: (z - 0.3) ** 2 * c, t * c) for c in (1.0, -1.0, 2.0))
+
+    keys = jax.random.split(KEY, 50_000)
+    draws = jax.jit(jax.vmap(lambda key: vx.grad(f)(key, jnp.array([0.4, 1.0]))))(keys)
+    check_mean(np.asarray(draws), np.array([jax.grad(mean)(0.4), 0.0]))

@@ -13,15 +13,8 @@ from .base import Branches, Branching, cannot
 LIMIT = 2**16  # joint values of one site
 
 
-class Enumerate(Branching):
-    """Exact sum over a finite support.
-
-        E[k(x)] = sum_j p(x_j; theta) k(x_j)
-
-    No variance; any order of derivative. Elements (lanes, batch entries) that the objective treats
-    apart are summed side by side, K values each; n elements that it couples are summed over all
-    their K^n joint values.
-    """
+class Finite(Branching):
+    """An estimator that needs the values of a finite support, of all coupled elements together."""
 
     def serve(self, law: Law) -> None:
         if law.support_shape is None:
@@ -34,10 +27,11 @@ class Enumerate(Branching):
                 "one; a binomial's total_count must be a Python integer",
             )
 
-    def count(self, law: Law) -> int:
+    def size(self, law: Law) -> int:
+        """How many joint values a group of coupled elements has."""
         assert law.support_shape is not None
-        count = law.support_shape[0] ** law.coupled_count
-        if count > LIMIT:
+        size = law.support_shape[0] ** law.coupled_count
+        if size > LIMIT:
             raise cannot(
                 EnumerationError,
                 self,
@@ -47,7 +41,21 @@ class Enumerate(Branching):
                 "objective couples are too many: estimator=Score(), fewer lanes, or an objective "
                 "that is a sum over them",
             )
-        return count
+        return size
+
+
+class Enumerate(Finite):
+    """Exact sum over a finite support.
+
+        E[k(x)] = sum_j p(x_j; theta) k(x_j)
+
+    No variance; any order of derivative. Elements (lanes, batch entries) that the objective treats
+    apart are summed side by side, K values each; n elements that it couples are summed over all
+    their K^n joint values.
+    """
+
+    def count(self, law: Law) -> int:
+        return self.size(law)
 
     def branch(self, key: jax.Array, law: Law) -> Branches:
         support = law.element_support()  # [K, *event]

@@ -11,10 +11,10 @@ import numpy as np
 from jax.lax import stop_gradient
 from jax.scipy.special import logsumexp
 
-from ..errors import EnumerationError, EstimatorError
+from ..errors import EstimatorError
 from ..law import Law
-from .base import Branches, Branching, cannot
-from .enumerate import LIMIT, joint_digits
+from .base import Branches
+from .enumerate import Finite, joint_digits
 from .parts import filled, ratio, support
 
 MOST = 8  # values without replacement: their 2^n subsets are summed over
@@ -32,38 +32,8 @@ class Joint(NamedTuple):
     log_p: jax.Array
 
 
-class _Subset(Branching):
-    """Values from the K values of an element, or the K^n joint values of n coupled elements."""
-
-    def serve(self, law: Law) -> None:
-        if law.support_shape is None:
-            raise cannot(
-                EnumerationError,
-                self,
-                law,
-                "a finite support whose size is known while tracing",
-                "estimator=Score() for an infinite support",
-            )
-
-    def size(self, law: Law) -> int:
-        """How many joint values a group has."""
-        assert law.support_shape is not None
-        size = law.support_shape[0] ** law.coupled_count
-        if size > LIMIT:
-            raise cannot(
-                EnumerationError,
-                self,
-                law,
-                f"at most {LIMIT} joint values, whose probabilities are compared",
-                f"{law.coupled_count} elements that the objective couples are too many: "
-                "estimator=Score(), DisARM() for coins, fewer lanes, or an objective that is a sum "
-                "over them",
-            )
-        return size
-
-
 @dataclasses.dataclass(frozen=True)
-class SumAndSample(_Subset):
+class SumAndSample(Finite):
     """Rao-Blackwellised sum: the k most probable values exactly, one draw from the others.
 
         C the k most probable values,   x ~ p / (1 - p(C)) outside C
@@ -106,7 +76,7 @@ class SumAndSample(_Subset):
 
 
 @dataclasses.dataclass(frozen=True)
-class WithoutReplacement(_Subset):
+class WithoutReplacement(Finite):
     """Unordered set estimator: n different values.
 
         S = n draws without replacement,   R(S, s) = P(S | first draw s) / P(S)
