@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax._src.interpreters import ad as ad_internal
 from jax._src.interpreters import partial_eval
 from jax.extend import source_info_util
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, jaxpr_as_fun
 from jax.extend.core.primitives import (
     closed_call_p,
     cond_p,
@@ -208,6 +208,14 @@ def without_dead_code(jaxpr: Any) -> Any:
     """The jaxpr, open, without the equations that none of its outputs needs, at any depth."""
     jaxpr, _ = opened(jaxpr)
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), True)[0]
+
+
+def outputs_apart(closed: Any) -> Iterator[tuple[Any, list[bool]]]:
+    """For each output of a jaxpr, the function of the inputs that it needs, and which they are."""
+    jaxpr, consts = opened(closed)
+    for i in range(len(jaxpr.outvars)):
+        one, needed = partial_eval.dce_jaxpr(jaxpr, [i == j for j in range(len(jaxpr.outvars))])
+        yield jaxpr_as_fun(ClosedJaxpr(one, consts)), needed
 
 
 def frames(eqn: JaxprEqn) -> Iterator[tuple[str, str, int]]:

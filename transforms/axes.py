@@ -83,11 +83,10 @@ class Axes:
 
     def each(self, function: Callable[..., list[Any]], *operands: Spread) -> list[Spread]:
         """As `apply`, with each output on the axes of those operands alone that it needs."""
-        first = [_first_path(x) for x in operands]
+        traced = jax.make_jaxpr(function)(*(_first_path(x) for x in operands))
         outs = []
-        for i, needed in enumerate(_needs(function, first)):
-            chosen = [x if n else f for x, f, n in zip(operands, first, needed, strict=True)]
-            outs += self.apply(lambda *xs, i=i: [function(*xs)[i]], *chosen)
+        for one, needed in _jax.outputs_apart(traced):
+            outs += self.apply(one, *(x for x, n in zip(operands, needed, strict=True) if n))
         return outs
 
     def add(self, a: Spread, b: Spread) -> Spread:
@@ -111,7 +110,9 @@ class Axes:
             weights: one for each of the last axes of x, on their own axis and earlier ones.
             x: what to multiply.
         """
-        (joint,) = self.apply(lambda *ws: [math.prod(ws)], *weights)
+        joint = weights[0]
+        for more in weights[1:]:
+            (joint,) = self.apply(lambda a, b: [a * b], joint, more)
         (y,) = self.apply(lambda w, x: [w.astype(x.dtype) * x], joint, x)
         (start, stop), at = y.blocks[-1], len(y.blocks) - 1
         axis, shape = stop - len(weights), y.value.shape
@@ -175,25 +176,8 @@ class Axes:
         return x.value.reshape((*dims, *x.value.shape[len(x.blocks) :]))
 
 
-def _first_path(x: Spread) -> Spread:
-    return Spread(x.value[(0,) * len(x.blocks)] if x.blocks else x.value)
-
-
-def _needs(function: Callable[..., list[Any]], operands: list[Spread]) -> list[list[bool]]:
-    """For every output of a function, which operands it is computed from."""
-    jaxpr, _ = _jax.opened(jax.make_jaxpr(function)(*(x.value for x in operands)))
-    behind: dict[Any, set[int]] = {v: {i} for i, v in enumerate(jaxpr.invars)}
-    for eqn in jaxpr.eqns:
-        found: set[int] = set()
-        for v in eqn.invars:
-            found |= _behind(behind, v)
-        behind |= dict.fromkeys(eqn.outvars, found)
-    inputs = range(len(operands))
-    return [[i in _behind(behind, v) for i in inputs] for v in jaxpr.outvars]
-
-
-def _behind(behind: dict[Any, set[int]], v: Any) -> set[int]:
-    return set() if isinstance(v, _jax.Literal) else behind.get(v, set())
+def _first_path(x: Spread) -> Any:
+    return x.value[(0,) * len(x.blocks)] if x.blocks else x.value
 
 
 def _segments(blocks: list[Block]) -> list[Block]:

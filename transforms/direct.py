@@ -41,12 +41,12 @@ class Expect(Keyed):
 
     def site(self, site: Site, operands: list[Any]) -> Any:
         self.at += 1
-        key = self.plan.key(site, next(self.keys))
+        key = next(self.keys)
         if site.kind == "record":
             return with_lanes(site, operands)
         estimator = self.plan.estimator(site)
         assert isinstance(estimator, Direct)
-        law = Law(site, operands)
+        law = Law(site, operands, pool=self.pool)
         drawn = Drawn(*law.estimator(estimator).draw(key, law))
         if drawn.log_weight is not None:
             baseline = drawn.baseline
@@ -55,6 +55,9 @@ class Expect(Keyed):
                 None if baseline is None else jnp.broadcast_to(baseline, law.elements),
             )
         return drawn.value
+
+    def own(self, eqn: _jax.JaxprEqn, key: jax.Array) -> jax.Array:
+        return self.plan.own_key(eqn, key)
 
     def inside(self, entered: Any) -> Expect:
         return Expect(self.plan, entered)

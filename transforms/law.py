@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import _jax
 from ._jax import is_traced
 from .arrays import repeated
 from .errors import CapabilityError
@@ -31,7 +32,11 @@ from .measures import (
     single,
 )
 from .noise import from_normal
+from .pool import Pool, sample_from
 from .site import Address, Site, as_one_equation, held_with, over_lanes, unpack
+
+
+_SUPPORTS: dict[Any, np.ndarray] = {}  # that do not depend on a distribution's arrays
 
 
 @dataclasses.dataclass
@@ -42,11 +47,13 @@ class Law:
         site: the random choice.
         operands: its arrays, those of its estimator last.
         coupled: for each axis of elements, whether the program couples them along it.
+        pool: noise that was drawn beforehand.
     """
 
     site: Site
     operands: list[Any]
     coupled: tuple[bool, ...] | None = None
+    pool: Pool = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._held = (self.site, list(self.operands))
@@ -116,6 +123,8 @@ class Law:
 
     def sample(self, key: jax.Array) -> jax.Array:
         """A draw, shape `site.shape`."""
+        if (noise := self.pool.get(id(key))) is not None:
+            return sample_from(self.site, self.operands, noise.value)
         try:
             return sample(self.site, self.operands, key)
         except NotImplementedError as error:
@@ -130,6 +139,8 @@ class Law:
 
     def rsample(self, key: jax.Array) -> jax.Array:
         """A draw that is differentiable in the parameters."""
+        if (noise := self.pool.get(id(key))) is not None:
+            return sample_from(self.site, self.operands, noise.value)
         return rsample(self.site, self.operands, key)
 
     @staticmethod
@@ -197,17 +208,28 @@ class Law:
 
         Constants wherever they do not depend on traced parameters, so that XLA sees them.
         """
+        known = self._form
+        if (found := _SUPPORTS.get(known)) is not None:
+            return found
         inner = [x[(0,) * n] for x, n in zip(self.operands, self._mapped_count(), strict=True)]
         measure = unpack(self.site, inner)[0]
         with jax.ensure_compile_time_eval():
             support = element_support(measure)
-        return support if support is None or is_traced(support) else np.asarray(support)
+        if support is None or is_traced(support):
+            return support
+        support = np.asarray(support)
+        if any(map(is_traced, self.operands)):  # then it is known without them
+            _SUPPORTS[known] = support
+        return support
 
     @property
     def support_shape(self) -> tuple[int, ...] | None:
         """`[K, *event]` of `element_support`, also where the operands are only shapes."""
         if not is_finite(self.template):
             return None
+        known = self._form
+        if (values := _SUPPORTS.get(known)) is not None:
+            return values.shape
         found = jax.eval_shape(lambda ops: Law(self.site, ops).element_support(), self.operands)
         return None if found is None else found.shape
 
@@ -224,6 +246,12 @@ class Law:
         here = self.present()
         more = len(self.elements) - here.ndim
         return jnp.broadcast_to(here.reshape(here.shape + (1,) * more), self.elements)
+
+    @property
+    def _form(self) -> Any:
+        """What the support is known by, where it does not depend on the operands' values."""
+        structs = tuple((jnp.shape(x), jnp.result_type(x)) for x in self.operands)
+        return self.site.tree, self.site.statics, self.site.mapped, structs, _jax.x64_enabled()
 
     def _mapped_count(self) -> list[int]:
         """Per operand, how many lanes lead it."""

@@ -25,6 +25,7 @@ from .flat import Flat, Op, flatten
 from .interpreter import refused, step
 from .law import Law
 from .plan import Plan
+from .pool import Pool, pooled
 from .seed import split
 from .site import eqn_has_sites, site_p
 from .tail import Tail, as_float
@@ -43,6 +44,7 @@ class Fan:
         self.behind: dict[int, int] = {}  # by axis: the choices that opened it, as bits
         self.weights = Weights(self.axes, plan, credit)
         self.noise: dict[int, jax.Array] = {}  # of smooth choices, where a strategy chose it
+        self.pool: Pool = {}
 
     # ---- evaluation
 
@@ -51,7 +53,7 @@ class Fan:
         flat = self.flat
         values = dict(enumerate(operands)) | flat.consts
         self.values = {number: Spread(x) for number, x in values.items()}
-        needed, keys = self._needed(), _Keys(key)
+        needed, keys = self._needed(), self._keys(key)
         drawing = -1
         for op in flat.ops:
             drawing += eqn_has_sites(op.eqn)
@@ -60,6 +62,18 @@ class Fan:
             ins = [self.read(x) for x in op.ins]
             outs = self._equation(op, ins, drawing, keys)
             self.values.update(zip(op.outs, outs, strict=True))
+
+    def _keys(self, key: jax.Array) -> list[jax.Array]:
+        """The key of each equation that draws."""
+        drawing = [op.eqn for op in self.flat.ops if eqn_has_sites(op.eqn)]
+        of = _Keys(key)
+        paths = [op.path for op in self.flat.ops if eqn_has_sites(op.eqn)]
+        keys = [self.plan.own_key(e, of.at(p)) for e, p in zip(drawing, paths, strict=True)]
+        pairs = enumerate(zip(drawing, keys, strict=True))
+        self.pool = pooled(
+            pair for i, pair in pairs if i not in self.noise and not self.plan.branches_at(pair[0])
+        )
+        return keys
 
     def read(self, x: Any) -> Spread:
         """The value of a number or a literal."""
@@ -77,7 +91,9 @@ class Fan:
                 needed.update(x for x in op.ins if isinstance(x, int) and x not in deps)
         return needed
 
-    def _equation(self, op: Op, ins: list[Spread], drawing: int, keys: _Keys) -> list[Spread]:
+    def _equation(
+        self, op: Op, ins: list[Spread], drawing: int, keys: list[jax.Array]
+    ) -> list[Spread]:
         eqn = op.eqn
         if not eqn_has_sites(eqn):
             if not any(x.blocks for x in ins):
@@ -85,15 +101,14 @@ class Fan:
             repeat = eqn.primitive is _jax.jit_p
             outs = self.axes.apply(lambda *xs: _jax.bind_again(eqn, list(xs)), *ins, repeat=repeat)
             return self._cut(op, outs)
-        key = keys.at(op.path)
         if (noise := self.noise.get(drawing)) is not None:
             place = Law.of_noise(eqn.params["site"])
             return self.axes.apply(lambda *xs: [place(list(xs), noise)], *ins)
         if not self.plan.branches_at(eqn):
-            return self._one_value(op, ins, drawing, key)
+            return self._one_value(op, ins, drawing, keys[drawing])
         if eqn.primitive is site_p:
-            return self._several(op, ins, drawing, key)
-        return self._region(op, ins, drawing, key)
+            return self._several(op, ins, drawing, keys[drawing])
+        return self._region(op, ins, drawing, keys[drawing])
 
     def _one_value(self, op: Op, ins: list[Spread], drawing: int, key: Any) -> list[Spread]:
         eqn = op.eqn
@@ -102,7 +117,7 @@ class Fan:
 
         def run(*values: Any) -> list[Any]:
             handler = Expect(self.plan, key)
-            handler.keys = iter([key])
+            handler.keys, handler.pool = iter([key]), self.pool
             outs = step(handler, eqn, list(values))
             positions[:] = [(drawing, *p[1:]) for p in handler.weighings]
             weighings = [w for pair in handler.weighings.values() for w in pair]
@@ -138,7 +153,7 @@ class Fan:
         site, number = eqn.params["site"], self.weights.number((drawing,))
         estimator = self.plan.estimator(site)
         assert isinstance(estimator, Branching) and number is not None
-        groups, key = Law(site, [], self.coupled[number]).groups, self.plan.key(site, key)
+        groups = Law(site, [], self.coupled[number]).groups
 
         def run(*values: Any) -> list[Any]:
             law = Law(site, list(values), self.coupled[number])

@@ -76,9 +76,9 @@ class Plan:
         """The estimator of a site of this program."""
         return self._chosen[id(site)]
 
-    def key(self, site: Site, key: jax.Array) -> jax.Array:
-        """A site's key."""
-        salt = self.salts.get(site.address)
+    def own_key(self, eqn: _jax.JaxprEqn, key: jax.Array) -> jax.Array:
+        """The key that an equation draws from, made of what it was given."""
+        salt = self.salts.get(eqn.params["site"].address) if eqn.primitive is site_p else None
         return key if salt is None else jax.random.fold_in(key, salt)
 
     def elements(self, site: Site) -> tuple[int, ...] | None:

@@ -21,6 +21,7 @@ from .errors import DifferentiationError
 from .interpreter import Handler, run
 from .law import Law
 from .measures import is_reparameterizable
+from .pool import Pool, pooled, sample_from
 from .site import Site, eqn_has_sites, with_lanes
 from .staging import Program, stage
 
@@ -31,10 +32,17 @@ class Keyed(Handler):
     def __init__(self, key: jax.Array):
         self.key = key
         self.keys: Iterator[jax.Array] = iter(())
+        self.pool: Pool = {}
 
     def begin(self, jaxpr: Any) -> None:
-        count = sum(eqn_has_sites(eqn) for eqn in jaxpr.eqns)
-        self.keys = iter(split(self.key, count))
+        drawing = [eqn for eqn in jaxpr.eqns if eqn_has_sites(eqn)]
+        keys = split(self.key, len(drawing))
+        keys = [self.own(eqn, key) for eqn, key in zip(drawing, keys, strict=True)]
+        self.pool, self.keys = pooled(zip(drawing, keys, strict=True)), iter(keys)
+
+    def own(self, eqn: _jax.JaxprEqn, key: jax.Array) -> jax.Array:
+        """The key that an equation draws from, made of what it was given."""
+        return key
 
     def enter(self, eqn: _jax.JaxprEqn) -> Any:
         return next(self.keys)
@@ -53,7 +61,9 @@ class Seed(Keyed):
 
     def site(self, site: Site, operands: list[Any]) -> Any:
         key = next(self.keys)
-        return forward(site, operands, key) if site.kind == "draw" else with_lanes(site, operands)
+        if site.kind != "draw":
+            return with_lanes(site, operands)
+        return forward(site, operands, key, self.pool)
 
     def inside(self, entered: Any) -> Seed:
         return Seed(entered)
@@ -79,18 +89,20 @@ def seed(program: Program, key: jax.Array) -> Any:
     return run(Seed(key), staged)
 
 
-def forward(site: Site, operands: list[Any], key: jax.Array) -> jax.Array:
+def forward(site: Site, operands: list[Any], key: jax.Array, pool: Pool | None = None) -> jax.Array:
     """Draw one site, all lanes."""
-    law = Law(site, operands)
+    law = Law(site, operands, pool=pool or {})
     if is_reparameterizable(law.template):
         return law.sample(key)
-    return _no_derivative(site, law.sample, key, operands)
+    if (noise := law.pool.get(id(key))) is not None:
+        return _no_derivative(site, operands, sample_from, noise.value)
+    return _no_derivative(site, operands, lambda s, ops, key: Law(s, ops).sample(key), key)
 
 
-def _no_derivative(site: Site, sample: Any, key: jax.Array, operands: list[Any]) -> jax.Array:
+def _no_derivative(site: Site, operands: list[Any], sample: Any, source: jax.Array) -> jax.Array:
     @functools.partial(jax.custom_jvp)
-    def draw(key: jax.Array, operands: list[Any]) -> jax.Array:
-        return Law(site, operands).sample(key)
+    def draw(source: jax.Array, operands: list[Any]) -> jax.Array:
+        return sample(site, operands, source)
 
     @draw.defjvp
     def _refuse(primals: Any, tangents: Any) -> Any:
@@ -105,4 +117,4 @@ def _no_derivative(site: Site, sample: Any, key: jax.Array, operands: list[Any])
             "jax.lax.stop_gradient(parameters)",
         )
 
-    return draw(key, [jnp.asarray(x) for x in operands])
+    return draw(source, [jnp.asarray(x) for x in operands])

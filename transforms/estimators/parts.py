@@ -7,14 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..arrays import rise as rise
 from ..law import Law
 from ..measures import Masked, Scaled, fill, named
 from ..site import over_lanes
 
 
 def change(x: jax.Array) -> jax.Array:
-    """x - stop_gradient(x): value zero, the derivative of x."""
-    return jnp.where(jnp.isfinite(x), x - jax.lax.stop_gradient(x), 0.0)
+    """`rise(x)` where x is finite, elsewhere a constant."""
+    return jnp.where(jnp.isfinite(x), rise(x), 0.0)
 
 
 def ratio(log_p: jax.Array) -> jax.Array:

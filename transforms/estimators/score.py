@@ -13,6 +13,7 @@ from ..errors import BaselineError
 from ..law import Law
 from ..source import user_line
 from .base import Direct, Drawn
+from .parts import rise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +114,7 @@ class Score(Direct):
 
     def draw(self, key: jax.Array, law: Law) -> Drawn:
         x = jax.lax.stop_gradient(law.sample(key))
-        log_p = law.log_prob(x)
-        return Drawn(x, log_p - jax.lax.stop_gradient(log_p), self._value)
+        return Drawn(x, rise(law.log_prob(x)), self._value)
 
     @property
     def regression(self) -> float:
