@@ -13,8 +13,9 @@ from ..transforms import seed as _seed
 from ..transforms import trace as _trace
 from ..transforms.choices import Choices, flatten
 from ..transforms.edit import Condition, Do
-from ..transforms.errors import show_address
+from ..transforms.errors import CapabilityError, show_address
 from ..transforms.layout import layout
+from ..transforms.nested import first_nested, has_nested
 from ..transforms.staging import stage
 from .trace import Trace
 
@@ -24,6 +25,7 @@ class Capability(enum.Enum):
 
     SAMPLEABLE = "simulate draws from it"
     DENSITY = "log_density is exact"
+    STOCHASTIC_DENSITY = "log_density and simulate estimate the density without bias"
     UNNORMALISED = "log_density is exact up to a constant; simulate does not draw from it"
 
 
@@ -53,11 +55,15 @@ class Measure:
         """
         return _keyed(lambda: Trace.of(*_trace.simulate(self.program)), key)
 
-    def log_density(self, choices: Choices) -> jax.Array:
+    def log_density(self, choices: Choices, key: jax.Array | None = None) -> jax.Array:
         """Joint log density of the choices and of the program's observations: a scalar, in nats.
+
+        With a `vx.marginal` or `vx.normalize` in it, an estimate log w with E[w] = p(choices).
 
         Args:
             choices: a value for every unobserved address, and no other address.
+            key: randomness of such an estimate. Without it, its draws are random choices of the
+                program that calls this, an objective for example.
 
         Raises:
             MissingAddressError, UnknownAddressError, AddressMismatchError: the addresses differ.
@@ -66,7 +72,7 @@ class Measure:
                 is the distribution's own: minus infinity or NaN).
             LoopDensityError: the program samples in a `while_loop`.
         """
-        return _trace.log_density(self.program, choices)
+        return _keyed(lambda: _trace.log_density(self.program, choices), key)
 
     def generate(self, key: jax.Array | None, observations: Choices) -> tuple[Trace, jax.Array]:
         """Run forward with some choices given: a trace of all choices, and its log weight.
@@ -136,8 +142,24 @@ class Measure:
         """What this measure can do."""
         jaxpr = stage(self.program).jaxpr
         if layout(jaxpr, kinds=("observe", "factor")):
-            return frozenset({Capability.UNNORMALISED})
-        return frozenset({Capability.SAMPLEABLE, Capability.DENSITY})
+            found = {Capability.UNNORMALISED}
+        else:
+            found = {Capability.SAMPLEABLE, Capability.DENSITY}
+        if has_nested(jaxpr):
+            found = found - {Capability.DENSITY} | {Capability.STOCHASTIC_DENSITY}
+        return frozenset(found)
+
+    def require_exact(self, who: str) -> None:
+        """Raise a `CapabilityError` where this measure's density is an estimate."""
+        if (region := first_nested(stage(self.program).jaxpr)) is not None:
+            raise CapabilityError(
+                f"{who} needs an exact density, and that of {region.name} is an estimate.",
+                address=region.addresses[0],
+                expected="Density",
+                got="StochasticDensity",
+                where=region.line,
+                fix="objectives.elbo and iwelbo take estimated densities in the right direction",
+            )
 
     def __repr__(self) -> str:
         return f"Measure({self.name})"

@@ -38,12 +38,12 @@ def three(make, lanes=0):
 
 def by_hand(make, key, x, lanes):
     out = []
-    for i, key in enumerate(jax.random.split(key, 3)):
+    for i, own in enumerate(jax.random.split(key, 3)):
         if lanes:
             lane = lambda key, x, i=i: make(x + i).sample(key)  # noqa: E731
-            out.append(jax.vmap(lane)(jax.random.split(key, lanes), x + jnp.arange(float(lanes))))
+            out.append(jax.vmap(lane)(jax.random.split(own, lanes), x + jnp.arange(float(lanes))))
         else:
-            out.append(make(x + i).sample(key))
+            out.append(make(x + i).sample(own))
     return out
 
 

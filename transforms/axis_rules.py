@@ -33,7 +33,7 @@ ELEMENTWISE = frozenset(
     population_count pow random_gamma_grad real reduce_precision regularized_incomplete_beta rem
     round rsqrt select_n sharding_constraint shift_left shift_right_arithmetic shift_right_logical
     sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
-    assume_smooth declare_biased""".split()
+    assume_smooth declare_biased density_estimate""".split()
 )
 REDUCTIONS = frozenset(
     """reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax

@@ -20,15 +20,16 @@ import numpy as np
 from .credit import Credit, assign
 from .dependence import NONE, Analysis
 from .derivatives import is_float
+from .direction import EXACT, Side, direction
 from .errors import show_address
 from .estimators import Branching, Estimator
 from .expect import Estimators, by_path, run
 from .flat import flatten
 from .law import Law
+from .nested import stage_forward
 from .plan import Plan
 from .site import Address, Site
 from .soundness import Violation
-from .staging import stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +70,14 @@ class Report:
         variance: of one estimate of the gradient, summed over its coordinates; None without
             parameters.
         declared: names and lines of derivatives that are biased on purpose, at no random choice.
+        side: where the objective lies by the estimated densities in it.
     """
 
     sites: tuple[SiteReport, ...]
     runs: int
     variance: float | None
     declared: tuple[tuple[str, str], ...] = ()
+    side: Side = EXACT
 
     @property
     def unbiased(self) -> bool:
@@ -96,6 +99,10 @@ class Report:
         if self.variance is not None:
             last += f", variance {self.variance:.3g}"
         notes = [f"biased on purpose: {name} at {line}" for name, line in self.declared]
+        if self.side.form != "exact":
+            used = sorted(self.side.below | self.side.above, key=lambda e: e.line)
+            notes.append(f"with estimated densities: {self.side.direction}")
+            notes += [f"  {e.name}, unbiased for {e.of}, at {e.line}" for e in used]
         return "\n".join([*lines, *notes, last])
 
 
@@ -128,7 +135,8 @@ def check(
     Raises what `expect` raises.
     """
     asked = by_path(estimators)
-    staged = stage(lambda: f(*args))
+    staged = stage_forward(lambda: f(*args))
+    side = direction(staged)
     plan = Plan(staged.jaxpr, strict=strict, estimators=asked)
     flat = flatten(staged.jaxpr, plan)
     credit = assign(flat, Analysis(plan.elements))
@@ -137,13 +145,13 @@ def check(
     leaves, tree = jax.tree.flatten(args)
     floats = [i for i, x in enumerate(leaves) if is_float(x)]
     if not floats or not sites:
-        return Report(tuple(sites.values()), plan.runs(), None, tuple(plan.declared))
+        return Report(tuple(sites.values()), plan.runs(), None, tuple(plan.declared), side)
 
     def objective(values: list[Any], key: jax.Array, salts: Mapping[Address, Any]) -> jax.Array:
         full = list(leaves)
         for i, x in zip(floats, values, strict=True):
             full[i] = x
-        staged = stage(lambda: f(*jax.tree.unflatten(tree, full)))
+        staged = stage_forward(lambda: f(*jax.tree.unflatten(tree, full)))
         plan = Plan(staged.jaxpr, strict=strict, estimators=asked)
         plan.salts = dict(salts)
         return run(plan, staged.jaxpr, staged.consts, key)[0]
@@ -155,7 +163,7 @@ def check(
         dataclasses.replace(site, variance=v, share=v / total if total > 0 else 0.0)
         for site, v in zip(sites.values(), each, strict=True)
     ]
-    return Report(tuple(rows), plan.runs(), total, tuple(plan.declared))
+    return Report(tuple(rows), plan.runs(), total, tuple(plan.declared), side)
 
 
 def _variances(

@@ -25,6 +25,9 @@ class Edit(Handler):
     def site(self, site: Site, operands: list[Any]) -> Any:
         return bind_site(site, operands)
 
+    def nested(self, region: Any, jaxprs: Any, values: list[Any]) -> list[Any]:
+        return region.again(jaxprs, values)
+
     def inside(self, entered: Any) -> Handler:
         return self
 
@@ -50,6 +53,9 @@ class Nest(Edit):
     def site(self, site: Site, operands: list[Any]) -> Any:
         return rebind(site, operands, address=self.prefix + site.address)
 
+    def nested(self, region: Any, jaxprs: Any, values: list[Any]) -> list[Any]:
+        return region.again(jaxprs, values, prefix=self.prefix + region.prefix)
+
 
 @dataclasses.dataclass
 class Scale(Edit):
@@ -63,6 +69,8 @@ class Scale(Edit):
         if site.kind == "factor":
             return rebind(site, [x * self.factor for x in operands])
         return wrap(site, operands, Scaled, self.factor)
+
+    nested = Handler.nested  # a power of an estimate is no estimate of the power
 
 
 @dataclasses.dataclass
@@ -83,6 +91,8 @@ class Mask(Edit):
         site = dataclasses.replace(site, branches=site.branches + self.branch)
         return wrap(site, operands, Masked, self.mask)
 
+    nested = Handler.nested
+
 
 class Condition(Given):
     """Turn the given addresses into observations, the others stay random."""
@@ -93,6 +103,11 @@ class Condition(Given):
         observed, operands = observed_site(site, operands, self.value_of(site, operands))
         return rebind(observed, operands)
 
+    def nested(self, region: Any, jaxprs: Any, values: list[Any]) -> list[Any]:
+        if region.observed or (given := region.given(self.given)) is None:
+            return region.again(jaxprs, values)
+        return region.observe(jaxprs, values, given)
+
 
 class Do(Given):
     """Give addresses a value from outside: they are no longer random and have no density."""
@@ -101,6 +116,11 @@ class Do(Given):
         if site.kind == "draw" and site.address in self.given:
             return jnp.broadcast_to(self.given[site.address], site.shape).astype(site.value.dtype)
         return rebind(site, operands)
+
+    def nested(self, region: Any, jaxprs: Any, values: list[Any]) -> list[Any]:
+        if region.observed or (given := region.given(self.given)) is None:
+            return region.again(jaxprs, values)
+        return list(given.values())
 
 
 def observed_site(site: Site, operands: list[Any], value: Any) -> tuple[Site, list[Any]]:

@@ -133,6 +133,18 @@ class BiasedEstimatorError(EstimatorError):
     """A deliberately biased estimator met `strict=True`."""
 
 
+class BoundDirectionError(ObjectiveError):
+    """An estimated density enters an objective on the wrong side for a bound."""
+
+
+class ParticleError(VaraxError):
+    """An algorithm was asked for a number of particles that it cannot use."""
+
+
+class ProposalMismatchError(AddressMismatchError):
+    """A proposal's addresses are not those that it has to propose."""
+
+
 class NonFiniteError(VaraxError):
     """A fit met a value, a density or a gradient that is not finite.
 
@@ -143,3 +155,23 @@ class NonFiniteError(VaraxError):
 
     step: int
     params: object
+
+
+class DrawCountError(ObjectiveError):
+    """An objective is not defined for so few draws or data points."""
+
+
+class ClosedFormError(CapabilityError):
+    """An objective needs a closed form that is not known."""
+
+
+class DivergenceError(ObjectiveError):
+    """There is no divergence of this name."""
+
+
+class GroupError(VaraxError):
+    """Parameter groups are not parts of the parameters, or leave some of them out."""
+
+
+class StepError(VaraxError):
+    """An inference step, or what it was combined with, is not what a fit or a schedule needs."""

@@ -25,12 +25,12 @@ from .errors import EstimatorError, KeyArgumentError, ObjectiveError
 from .estimators import Estimator, Reparam
 from .flat import Flat, Op, flatten
 from .law import Law
+from .nested import stage_forward
 from .noise import NoNoiseError
 from .paths import Fan
 from .plan import Plan
 from .site import Address, Site, eqn_has_sites, site_p
 from .source import user_line
-from .staging import stage
 from .strategies import Strategy, no_rule
 from .weighing import RUNS
 
@@ -66,7 +66,7 @@ def expect(
     @functools.wraps(f)
     def estimate(key: jax.Array, *args: Any, **kwargs: Any) -> Any:
         require_key(key)
-        staged = stage(lambda: f(*args, **kwargs))
+        staged = stage_forward(lambda: f(*args, **kwargs))
         plan = Plan(staged.jaxpr, strict=strict, estimators=by_path(estimators), using=using)
         return staged.rebuild(run(plan, staged.jaxpr, staged.consts, key))
 

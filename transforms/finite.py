@@ -23,9 +23,9 @@ from .estimators import Branching, Estimator
 from .interpreter import read
 from .law import Law
 from .measures import innermost
+from .nested import stage_forward
 from .plan import Plan
 from .site import Address, Site, eqn_has_sites, over_lanes, site_p
-from .staging import stage
 
 TRIES = 64  # other draws to look at where the program enumerates, since any path may be the culprit
 
@@ -61,7 +61,7 @@ def find(
     runs, else the first such arithmetic, else None.
     """
     with density.watch():
-        staged = stage(program)
+        staged = stage_forward(program)
     plan = Plan(staged.jaxpr, estimators=estimators)
     runs = [key] if plan.runs() == 1 else jax.random.split(key, plan.runs())
     keys = [*runs, *jax.random.split(key, TRIES)] if plan.branches(staged.jaxpr) else runs

@@ -35,7 +35,6 @@ from .noise import from_normal
 from .pool import Pool, sample_from
 from .site import Address, Site, as_one_equation, held_with, over_lanes, unpack
 
-
 _SUPPORTS: dict[Any, np.ndarray] = {}  # that do not depend on a distribution's arrays
 
 

@@ -7,7 +7,7 @@ mistake in choices is found before any arithmetic, and the error can list both s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import _jax
@@ -31,6 +31,9 @@ class Entry:
     def what(self) -> str:
         """Kind, shape and dtype."""
         return f"{self.site.kind} of {self.site.value.dtype}{list(self.shape)}"
+
+
+LAYOUTS: dict[Any, Callable[..., dict[Address, Entry]]] = {}  # of other primitives that draw
 
 
 def layout(jaxpr: Any, *, kinds: Iterable[str] = ("draw",)) -> dict[Address, Entry]:
@@ -68,6 +71,8 @@ def layout_of(
     if eqn.primitive is site_p:
         site = eqn.params["site"]
         return {site.address: Entry(site, scans, loop)}
+    if (known := LAYOUTS.get(eqn.primitive)) is not None:
+        return known(eqn, scans, loop)
     inner = (*scans, eqn.params["length"]) if eqn.primitive is _jax.scan_p else scans
     loop = loop or eqn.primitive is _jax.while_p
     parts = [_layout(sub, inner, loop) for sub in _jax.subjaxprs(eqn)]

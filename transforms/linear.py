@@ -11,7 +11,8 @@ from . import _jax
 
 UNARY = frozenset(
     """neg reduce_sum cumsum broadcast_in_dim reshape squeeze transpose slice rev copy
-    convert_element_type reduce_window_sum assume_smooth declare_biased""".split()
+    convert_element_type reduce_window_sum assume_smooth declare_biased
+    density_estimate""".split()
 )
 ADDITIVE = frozenset("add add_any sub concatenate stack".split())
 AFFINE = ADDITIVE | {"select_n", "pad"}  # of several operands, each of which adds something

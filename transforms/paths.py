@@ -65,14 +65,15 @@ class Fan:
 
     def _keys(self, key: jax.Array) -> list[jax.Array]:
         """The key of each equation that draws."""
-        drawing = [op.eqn for op in self.flat.ops if eqn_has_sites(op.eqn)]
-        of = _Keys(key)
-        paths = [op.path for op in self.flat.ops if eqn_has_sites(op.eqn)]
-        keys = [self.plan.own_key(e, of.at(p)) for e, p in zip(drawing, paths, strict=True)]
-        pairs = enumerate(zip(drawing, keys, strict=True))
-        self.pool = pooled(
-            pair for i, pair in pairs if i not in self.noise and not self.plan.branches_at(pair[0])
-        )
+        drawing = [op for op in self.flat.ops if eqn_has_sites(op.eqn)]
+        given = _Keys(key)
+        keys = [self.plan.own_key(op.eqn, given.at(op.path)) for op in drawing]
+        one_value = [
+            (op.eqn, key)
+            for i, (op, key) in enumerate(zip(drawing, keys, strict=True))
+            if i not in self.noise and not self.plan.branches_at(op.eqn)
+        ]
+        self.pool = pooled(one_value)
         return keys
 
     def read(self, x: Any) -> Spread:

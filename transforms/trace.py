@@ -10,20 +10,22 @@ guide and the estimators decide later what a draw is.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from . import _jax, density
+from . import _jax, density, nested
 from .arrays import where_leading
+from .bounds import estimate
 from .choices import Choices, Flat, Given, check, check_support, flatten, loop_density
 from .edit import Edit
 from .errors import CapabilityError
 from .interpreter import Handler, evaluate
 from .law import Law
 from .layout import Entry, layout
+from .nested import Region, observations
 from .site import Address, Site, first_site, rebind, unpack, with_lanes
 from .staging import Program, Staged, stage
 
@@ -43,10 +45,20 @@ class Record:
 class Joint(Given):
     """Choices that are given take their value, the others are drawn."""
 
-    def __init__(self, given: Flat, *, keep: bool = True, what: str = "simulate"):
+    def __init__(
+        self,
+        given: Flat,
+        *,
+        keep: bool = True,
+        what: str = "simulate",
+        weighed: Collection[Address] | None = None,
+        prefix: Address = (),
+    ):
         super().__init__(given)
         self.keep = keep  # whether choices are collected, or the densities alone
         self.what = what
+        self.weighed = given.keys() if weighed is None else weighed  # whose densities are weights
+        self.prefix = prefix  # of the addresses of choices that stay random
         self.record = Record(log_density=jnp.zeros(()), weight=jnp.zeros(()))
 
     def site(self, site: Site, operands: list[Any]) -> Any:
@@ -69,13 +81,36 @@ class Joint(Given):
         else:
             merged = value
         self._keep(kept, site.address, merged)
-        self._add(lp, given=site.kind == "observe" or site.address in self.given)
+        self._add(lp, given=site.kind == "observe" or site.address in self.weighed)
         return value
+
+    def nested(self, region: Region, jaxprs: Any, values: list[Any]) -> list[Any]:
+        """A nested measure, whose density is an estimate."""
+        kept, given = "choices", None
+        if region.observed:
+            kept, (given, values) = "recorded", observations(region, values)
+        else:
+            given = region.given(self.given)
+        inner = dataclasses.replace(region, prefix=self.prefix + region.prefix)
+        if given is None:
+            drawn, log_w = nested.simulate(inner, jaxprs, values)
+            found = dict(zip(region.addresses, drawn.values(), strict=True))
+            log_w = estimate(log_w, "1 / p", region.name, region.line)
+        else:
+            found = given
+            renamed = dict(zip(inner.addresses, given.values(), strict=True))
+            log_w = nested.log_density(inner, jaxprs, values, renamed)
+            log_w = estimate(log_w, "p", region.name, region.line)
+        for address, value in found.items():
+            self._keep(kept, address, value)
+        weighed = region.observed or any(a in self.weighed for a in found)
+        self._add(log_w.sum(), given=weighed)
+        return list(found.values())
 
     def _value(self, site: Site, operands: list[Any]) -> Any:
         if site.address in self.given:
             return self.value_of(site, operands)
-        return rebind(site, operands)
+        return rebind(site, operands, address=self.prefix + site.address)
 
     def _merge(self, site: Site, mask: Any, value: Any) -> Any:
         """Note where a masked choice is present; branches of a vmapped cond may share it."""
@@ -97,7 +132,9 @@ class Joint(Given):
     # ---- how records cross boundaries
 
     def inside(self, entered: Any) -> Joint:
-        return Joint(entered, keep=self.keep, what=self.what)
+        inner = Joint(entered, keep=self.keep, what=self.what, prefix=self.prefix)
+        inner.weighed = self.weighed
+        return inner
 
     def effects(self) -> Record:
         return self.record
@@ -144,8 +181,24 @@ def _filled(values: Flat, shapes: Flat) -> Flat:
     return {a: values.get(a, jnp.zeros(s.shape, s.dtype)) for a, s in shapes.items()}
 
 
-def _joint(staged: Staged, given: Flat, *, keep: bool, what: str) -> tuple[Any, Record]:
-    handler: Any = Joint(given, keep=keep, what=what)
+def joint(
+    staged: Staged,
+    given: Flat,
+    *,
+    what: str,
+    keep: bool = True,
+    weighed: Collection[Address] | None = None,
+    prefix: Address = (),
+) -> tuple[Any, Record]:
+    """A program's value and record with some choices given, inside the one that is being traced.
+
+    Args:
+        what: who asks, for messages.
+        keep: whether choices are collected, or the densities alone.
+        weighed: the addresses whose densities are the weight, those that are given by default.
+        prefix: what to put before the addresses of the choices that stay random.
+    """
+    handler: Any = Joint(given, keep=keep, what=what, weighed=weighed, prefix=prefix)
     value = staged.rebuild(evaluate(handler, staged.jaxpr, staged.consts))
     return value, handler.record
 
@@ -172,7 +225,7 @@ def simulate(program: Program) -> tuple[Any, Record]:
             fix="m.generate(key, {}) gives a draw with its importance weight; "
             "m.log_density(choices) scores choices from a guide",
         )
-    return _joint(staged, {}, keep=True, what="simulate")
+    return joint(staged, {}, keep=True, what="simulate")
 
 
 def log_density(program: Program, choices: Choices) -> jax.Array:
@@ -183,13 +236,13 @@ def log_density(program: Program, choices: Choices) -> jax.Array:
         LoopDensityError: see `choices.check`.
     """
     staged, given = _given(program, choices, complete=True, what="log_density")
-    return _joint(staged, given, keep=False, what="log_density")[1].log_density
+    return joint(staged, given, keep=False, what="log_density")[1].log_density
 
 
 def generate(program: Program, choices: Choices) -> tuple[Any, Record]:
     """Run forward with some choices given: `(value, record)`, whose weight is theirs."""
     staged, given = _given(program, choices, complete=False, what="generate")
-    return _joint(staged, given, keep=True, what="generate")
+    return joint(staged, given, keep=True, what="generate")
 
 
 def edit(program: Program, choices: Choices, handler: type[Given], what: str) -> Any:

@@ -32,10 +32,10 @@ from .estimators import (
 )
 from .expect import Estimators
 from .law import Law
+from .nested import stage_forward
 from .plan import Plan
 from .site import Address, Site
 from .source import user_line
-from .staging import stage
 
 CANDIDATES: tuple[Estimator, ...] = (
     Reparam(),
@@ -134,7 +134,7 @@ def tune_estimators(
             "Tuning needs time.", expected="budget > 0 seconds", got=budget, where=user_line()
         )
     until = time.monotonic() + budget
-    staged = stage(lambda: objective(params))
+    staged = stage_forward(lambda: objective(params))
     plan = Plan(staged.jaxpr)
     sites = {site.address: site for site in plan.sites}
     best = {address: plan.estimator(site) for address, site in sites.items()}
