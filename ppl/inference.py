@@ -25,7 +25,7 @@ from ..transforms.errors import (
     UnknownAddressError,
     show_address,
 )
-from ..transforms.inference import Algorithm, Importance, Marginal, Normalized
+from ..transforms.inference import SCHEMES, SMC, Algorithm, Importance, Marginal, Normalized
 from ..transforms.layout import Entry, layout
 from ..transforms.nested import Flat, bind_nested
 from ..transforms.site import Address
@@ -62,6 +62,44 @@ def importance(particles: int, proposal: Proposal = None, *, estimator: Any = No
     """
     _require_particles(particles)
     return Using(Importance(particles, estimator), proposal)
+
+
+def smc(
+    particles: int,
+    proposal: Proposal = None,
+    *,
+    resample: str = "systematic",
+    threshold: float | None = None,
+    estimator: Any = None,
+) -> Using:
+    """Sequential Monte Carlo over the steps of the program's `jax.lax.scan`.
+
+    The particles are resampled before each step by what the steps before observed. Its evidence is
+    unbiased, so as an objective it is a lower bound (FIVO, VSMC, AESMC).
+
+    Args:
+        particles: how many, at least 1.
+        proposal: as for `importance`; a program with scans of the same lengths, whose step t draws
+            what step t has to draw. Without it the program's own steps are the proposal.
+        resample: "systematic", "stratified" or "multinomial".
+        threshold: resample only where the effective sample size is below this share of the
+            particles; None resamples at every step.
+        estimator: of the ancestors. By default the score function, which is unbiased;
+            `Biased(StopGradient())` leaves their derivative out, as is common.
+
+    Raises:
+        ParticleError: fewer than one particle, an unknown scheme, a threshold outside 0 to 1.
+        CapabilityError: the program does not draw inside a scan.
+    """
+    _require_particles(particles)
+    if resample not in SCHEMES or not (threshold is None or 0 <= threshold <= 1):
+        raise ParticleError(
+            "This is no way to resample.",
+            expected=f"one of {', '.join(SCHEMES)}; a threshold between 0 and 1, or None",
+            got=f"resample={resample!r}, threshold={threshold!r}",
+            where=user_line(),
+        )
+    return Using(SMC(particles, resample, threshold, estimator), proposal)
 
 
 def marginal(m: Measure, keep: str | Iterable[str], using: Using) -> Measure:

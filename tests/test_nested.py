@@ -363,7 +363,7 @@ def test_no_particles():
 
 
 def test_an_address_that_is_not_there():
-    with pytest.raises(errors.UnknownAddressError, match="no such address(.|\n)*some of u, x"):
+    with pytest.raises(errors.UnknownAddressError, match=r"no such address(.|\n)*some of u, x"):
         vx.marginal(pair(), "q", vx.importance(2)).simulate(jax.random.key(0))
     with pytest.raises(errors.UnknownAddressError, match="nothing is kept"):
         vx.marginal(pair(), (), vx.importance(2)).simulate(jax.random.key(0))
@@ -387,17 +387,17 @@ def test_a_proposal_with_other_addresses(made, says):
 
 def test_a_proposal_that_is_no_measure():
     m = vx.marginal(pair(), "x", vx.importance(2, lambda kept: 3))
-    with pytest.raises(errors.CapabilityError, match="not a measure(.|\n)*got: +3"):
+    with pytest.raises(errors.CapabilityError, match=r"not a measure(.|\n)*got: +3"):
         m.simulate(jax.random.key(0))
 
 
 def test_what_is_not_an_algorithm():
-    with pytest.raises(errors.CapabilityError, match="not an algorithm(.|\n)*got: +5"):
+    with pytest.raises(errors.CapabilityError, match=r"not an algorithm(.|\n)*got: +5"):
         vx.marginal(pair(), "x", 5)
 
 
 def test_a_marginal_of_an_unnormalised_measure():
-    with pytest.raises(errors.CapabilityError, match="Unnormalised(.|\n)*vx.normalize"):
+    with pytest.raises(errors.CapabilityError, match=r"Unnormalised(.|\n)*vx.normalize"):
         vx.marginal(observed(), "u", vx.importance(2)).simulate(jax.random.key(0))
 
 

@@ -175,3 +175,15 @@ class GroupError(VaraxError):
 
 class StepError(VaraxError):
     """An inference step, or what it was combined with, is not what a fit or a schedule needs."""
+
+
+class NoInverseError(CapabilityError):
+    """A flow's density was asked for, and its bijection has no inverse."""
+
+
+class NoDensityError(CapabilityError):
+    """A density was asked of a distribution that only its draws define."""
+
+
+class MissingExtraError(VaraxError, ImportError):
+    """A feature needs a package that varax installs on request."""

@@ -3,5 +3,7 @@
 from .base import Algorithm, Particle
 from .importance import Importance
 from .measures import Marginal, Normalized
+from .resampling import SCHEMES
+from .smc import SMC
 
-__all__ = ["Algorithm", "Importance", "Marginal", "Normalized", "Particle"]
+__all__ = ["SCHEMES", "SMC", "Algorithm", "Importance", "Marginal", "Normalized", "Particle"]
