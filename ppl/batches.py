@@ -42,15 +42,13 @@ class Batches:
 
     def take(
         self, data: Any, order: Any, number: Any, key: jax.Array | None = None
-    ) -> tuple[Any, tuple[Any, ...]]:
-        """The permutation and the batch (as a tuple of arguments) of a step."""
-        if data is None:
-            return order, ()
-        if self.size is None:
-            return order, (data,)
+    ) -> tuple[Any, Any]:
+        """The permutation and the batch of a step; None without data."""
+        if data is None or self.size is None:
+            return order, data
         batch = number % (self.points // self.size)
         if key is not None:
             fresh = batch == 0
             order = jax.lax.cond(fresh, lambda: jax.random.permutation(key, order), lambda: order)
         chosen = jax.lax.dynamic_slice_in_dim(order, batch * self.size, self.size)
-        return order, (jax.tree.map(lambda x: x[chosen], data),)
+        return order, jax.tree.map(lambda x: x[chosen], data)

@@ -10,12 +10,14 @@ import jax
 
 from ..transforms import check as _check
 from ..transforms import derivatives as _derivatives
+from ..transforms import direction as _direction
 from ..transforms import expect as _expect
 from ..transforms import seed as _seed
 from ..transforms import strategies
 from ..transforms import tune as _tune
 from ..transforms.choices import Choices
 from ..transforms.declared import declare_biased as declare_biased
+from ..transforms.nested import stage_forward
 from ..transforms.signals import learning_signals as learning_signals
 from ..transforms.smooth import assume_smooth as assume_smooth
 from .measure import Measure
@@ -27,6 +29,17 @@ def _function(f: Any) -> Callable[..., Any]:
     if isinstance(f, Measure):
         return f.program
     return f.function if isinstance(f, Model) else f
+
+
+def bound(f: Callable[..., Any], *args: Any) -> str:
+    """Where `E[f(*args)]` lies by the estimated densities (`vx.marginal`, `vx.normalize`) in it.
+
+    Returns:
+        "exact" (there are none), "unbiased", "lower bound" or "upper bound" of the same expectation
+        with exact densities, or "unknown" (they enter with both signs, or otherwise than through
+        sums, products and log-sum-exp).
+    """
+    return _direction.direction(stage_forward(lambda: _function(f)(*args))).direction
 
 
 def seed(f: Callable[..., Any]) -> Callable[..., Any]:

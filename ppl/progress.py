@@ -1,4 +1,4 @@
-"""The progress bar: the objective's running mean and steps per second."""
+"""The progress bar: running means of what is measured, and steps per second."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from tqdm.std import tqdm
 
 WINDOW = 200  # steps of the running mean
+SHOWN = 4  # metrics
 
 
 class Progress:
@@ -17,19 +18,24 @@ class Progress:
         self.bar = tqdm(
             total=steps, disable=not shown, unit="step", dynamic_ncols=True, smoothing=0.1
         )
-        self.recent = np.zeros(0)
+        self.recent: dict[str, np.ndarray] = {}
 
     def __enter__(self) -> Progress:
         return self
 
-    def update(self, count: int, values: np.ndarray) -> None:
-        """Take the objective's values of the last `count` steps."""
-        self.recent = np.concatenate([self.recent, values])[-WINDOW:]
-        spread = self.recent.std() / np.sqrt(len(self.recent))
-        self.bar.set_postfix_str(
-            f"objective {self.recent.mean():.4g} ± {spread:.2g}", refresh=False
-        )
+    def update(self, count: int, values: dict[str, np.ndarray]) -> None:
+        """Take what the last `count` steps measured, by name; NaN where they did not."""
+        for name, new in values.items():
+            known = np.concatenate([self.recent.get(name, np.zeros(0)), new])
+            self.recent[name] = known[~np.isnan(known)][-WINDOW:]
+        parts = [_shown(name, x) for name, x in self.recent.items() if len(x)]
+        self.bar.set_postfix_str(", ".join(parts[:SHOWN]), refresh=False)
         self.bar.update(count)
 
     def __exit__(self, *_: Any) -> None:
         self.bar.close()
+
+
+def _shown(name: str, values: np.ndarray) -> str:
+    spread = values.std() / np.sqrt(len(values))
+    return f"{name} {values.mean():.4g} ± {spread:.2g}"

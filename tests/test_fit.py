@@ -82,6 +82,9 @@ def test_one_compilation():
 
     vx.fit(objective, zeros(), optax.adam(0.02), 700, KEY, progress=False)
     assert len(traced) == 2  # once for the shape of the objective, once for the loop
+    traced.clear()
+    vx.fit(objective, {"m": 0.0, "s": 0.0}, optax.adam(0.02), 50, KEY, progress=False)
+    assert len(traced) == 2  # a Python number too keeps its type from step to step
 
 
 def test_minibatches_are_permutations_of_the_data():

@@ -77,28 +77,29 @@ def direction(staged: Staged) -> Side:
     return outs[0] if outs else EXACT
 
 
-def require(staged: Staged, wanted: str, why: str, line: str | None) -> None:
+def require_bound(staged: Staged, wanted: str, line: str) -> None:
     """Raise where an objective is known not to be a bound in the wanted direction.
 
     Args:
-        wanted: "lower bound" or "upper bound".
-        why: who wants it.
+        wanted: "lower", to be maximised, or "upper", to be minimised.
+        line: the objective's, for messages.
 
     Raises:
-        BoundDirectionError: names the estimates that enter with the wrong sign.
+        BoundDirectionError: names an estimate that enters with the wrong sign.
     """
     side = direction(staged)
-    wrong = side.above if wanted == "lower bound" else side.below
+    wrong = side.above if wanted == "lower" else side.below
     if not wrong:
         return
     one = min(wrong, key=lambda e: e.line)
+    verb, kind = ("maximise", "a lower") if wanted == "lower" else ("minimise", "an upper")
+    unbiased = "E[w] = p" if one.of == "p" else "E[1 / w] = 1 / p"
+    sign = "subtracted" if (one.of == "p") == (wanted == "lower") else "added"
     raise BoundDirectionError(
-        f"{why} needs a {wanted}, and an estimated density enters this objective on the other "
-        "side.",
-        address=one.name,
-        expected=f"a {wanted} of the objective with exact densities",
-        got=f"an estimate w of p with E[{'w' if one.of == 'p' else '1 / w'}] = {one.of}, and its "
-        f"logarithm with a {'minus' if one.of == 'p' else 'plus'} sign",
+        f"To {verb} an objective it has to be {kind} bound, and the estimated density of "
+        f"{one.name} enters it on the other side.",
+        expected=f"{kind} bound of the objective with exact densities",
+        got=f"log w of an estimate with {unbiased}, {sign}",
         where=one.line or line,
         fix="simulate() gives the density to subtract (a guide's), log_density(choices) the one to "
         "add (a model's)",
@@ -147,7 +148,7 @@ def _equation(eqn: _jax.JaxprEqn, ins: list[Side], constants: list[Any]) -> list
     if eqn.primitive is _jax.cond_p and ins[0].form == "exact":
         branches = [_region(b, ins[1:]) for b in eqn.params["branches"]]
         return [_join(list(outs)) for outs in zip(*branches, strict=True)]
-    if name in ("custom_jvp_call", "custom_vjp_call") and _is_library(eqn, "logaddexp"):
+    if eqn.primitive is _jax.custom_jvp_call_p and _calls(eqn) == "logaddexp":
         return [_log_sum(ins)]
     if eqn.primitive is site_p or len(eqn.outvars) != 1:
         return [_unknown(ins)] * len(eqn.outvars)
@@ -157,6 +158,8 @@ def _equation(eqn: _jax.JaxprEqn, ins: list[Side], constants: list[Any]) -> list
 def _arithmetic(eqn: Any, name: str, ins: list[Side], constants: list[Any]) -> Side:
     if name in ("reduce_max", "max", "stop_gradient") and _is_library(eqn, "logsumexp"):
         return EXACT  # what is taken out of the exponentials is put back afterwards
+    if name == "abs" and _is_library(eqn, "logsumexp"):
+        return ins[0]  # of a sum of exponentials
     if name in ("add", "add_any"):
         return _sum(ins)
     if name == "sub":
@@ -248,6 +251,12 @@ def _all(ins: list[Side]) -> frozenset[Estimate]:
 
 def _unknown(ins: list[Side]) -> Side:
     return Side("unknown")
+
+
+def _calls(eqn: _jax.JaxprEqn) -> str:
+    """The name of JAX's function with a derivative of its own."""
+    name, file = _jax.traced_from(eqn.params["call_jaxpr"])
+    return name if "jax" in file else ""
 
 
 def _is_library(eqn: _jax.JaxprEqn, function: str) -> bool:

@@ -259,12 +259,13 @@ class Filter:
             law = Masked(law, ~enough)
         address = (*self.target.prefix, "ancestors")
         drawn = bind_site(*make_site(address, "draw", law, estimator=smc.estimator))
-        ancestors, place = (drawn, slot) if slot is None else (drawn[:-1], drawn[-1])
+        ancestors: Any = drawn if slot is None else drawn[:-1]
+        place: Any = None if slot is None else drawn[-1]
         again, nothing = total + _log_mean(log_w), jnp.zeros_like(log_w)
         if enough is None:
             return ancestors, place, again, nothing
         ancestors = jnp.where(enough, stay, ancestors)
-        place = place if place is None else jnp.where(enough, slot, place)
+        place = None if slot is None else jnp.where(enough, slot, place)
         return ancestors, place, jnp.where(enough, total, again), jnp.where(enough, log_w, nothing)
 
     def _require_scans(self) -> None:

@@ -1,0 +1,180 @@
+"""Attend, infer, repeat: count, locate and recognise the digits of a canvas (Eslami et al. 2016).
+
+For t = 1, 2, 3, as long as there is one more object:
+
+    present_t ~ Bernoulli(1 / 2),   where_t ~ N(0, diag s^2): log scale, x, y,   what_t ~ N(0, I)
+    canvas = sum_t place(decode(what_t), where_t),   image ~ N(canvas, 0.3^2)
+
+The guide is a recurrent network that looks at the image, at a glimpse of it around where_t, and at
+what it has found before. Counting is discrete, and how its gradient is estimated decides whether
+it is learned: `--estimator` names them (Becker et al. 2024, table 2).
+
+Canvases of 20 x 20 pixels with 0, 1 or 2 of the 8 x 8 digits that come with scikit-learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import varax as vx
+from varax import dist as d
+from varax import estimators as est
+
+STEPS, CANVAS, SPRITE, WHAT, HIDDEN, NOISE = 3, 20, 8, 20, 128, 0.3
+MORE = 0.5  # prior probability of one more object
+ANNEALED = 4000  # steps until it is that
+WHERE_SD = jnp.array([0.1, 0.6, 0.6])  # log scale, x, y
+
+
+class Nets(eqx.Module):
+    """Decoder of sprites; the guide's networks."""
+
+    decoder: eqx.nn.MLP
+    embed: eqx.nn.MLP
+    cell: eqx.nn.GRUCell
+    head: eqx.nn.MLP
+    glimpse: eqx.nn.MLP
+
+    def __init__(self, key: jax.Array):
+        k = jax.random.split(key, 5)
+        self.decoder = eqx.nn.MLP(WHAT, SPRITE**2, 128, 1, key=k[0])
+        self.embed = eqx.nn.MLP(CANVAS**2, HIDDEN, HIDDEN, 1, key=k[1])
+        self.cell = eqx.nn.GRUCell(HIDDEN + 3 + WHAT + 1, HIDDEN, key=k[2])
+        self.head = eqx.nn.MLP(HIDDEN, 1 + 6, 64, 1, key=k[3])
+        self.glimpse = eqx.nn.MLP(SPRITE**2, 2 * WHAT, 128, 1, key=k[4])
+
+
+def window(where: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Linear interpolation from canvas rows and columns to those of a sprite, each [8, 20]."""
+    scale, centre = jnp.exp(where[0]), (CANVAS - 1) / 2 * (1 + where[1:])  # x, y
+    offset = scale * (jnp.arange(SPRITE) - (SPRITE - 1) / 2)  # [8]
+    at = centre[:, None, None] + offset[:, None] - jnp.arange(CANVAS)  # [2, 8, 20]
+    columns, rows = jax.nn.relu(1 - abs(at) / scale)
+    return rows, columns
+
+
+def place(sprite: jax.Array, where: jax.Array) -> jax.Array:
+    """A sprite [8, 8] on an empty canvas [20, 20]."""
+    rows, columns = window(where)
+    return rows.T @ sprite @ columns
+
+
+def attend(image: jax.Array, where: jax.Array) -> jax.Array:
+    """The glimpse [8, 8] of an image [20, 20]."""
+    rows, columns = window(where)
+    return rows @ image @ columns.T
+
+
+@vx.model
+def scene(nets: Nets, more_p: Any = MORE) -> None:
+    """p(present, where, what, image)."""
+    more, canvas = jnp.array(1), jnp.zeros((CANVAS, CANVAS))
+    for t in range(STEPS):
+        more = vx.sample(f"present{t}", vx.masked(d.Bernoulli(more_p), more == 1)) * more
+        here = more == 1
+        where = vx.sample(f"where{t}", vx.masked(d.Normal(jnp.zeros(3), WHERE_SD), here))  # [3]
+        what = vx.sample(f"what{t}", vx.masked(d.Normal(jnp.zeros(WHAT), 1.0), here))  # [20]
+        sprite = jax.nn.sigmoid(nets.decoder(what) - 2.0).reshape(SPRITE, SPRITE)
+        canvas += more * place(sprite, where)
+    vx.sample("image", d.Normal(canvas, NOISE))  # [20, 20]
+
+
+@vx.model
+def infer(nets: Nets, image: jax.Array) -> None:
+    """q(present, where, what | image)."""
+    seen, h = nets.embed(image.ravel()), jnp.zeros(HIDDEN)  # [128]
+    more, where, what = jnp.array(1), jnp.zeros(3), jnp.zeros(WHAT)
+    for t in range(STEPS):
+        h = nets.cell(jnp.concatenate([seen, where, what, more[None] * 1.0]), h)
+        logit, mean, log_sd = jnp.split(nets.head(h), [1, 4])
+        more = vx.sample(f"present{t}", vx.masked(d.Bernoulli(logits=logit[0]), more == 1)) * more
+        here = more == 1
+        sd = WHERE_SD * jax.nn.softplus(log_sd - 1.0)
+        where = vx.sample(f"where{t}", vx.masked(d.Normal(WHERE_SD * mean, sd), here))  # [3]
+        loc, log_scale = jnp.split(nets.glimpse(attend(image, where).ravel()), 2)
+        law = d.Normal(loc, jax.nn.softplus(log_scale))
+        what = vx.sample(f"what{t}", vx.masked(law, here))  # [20]
+
+
+def annealed(step: Any) -> Any:
+    """The prior probability of one more object: high at first, so that there is something to see."""
+    return MORE + (0.99 - MORE) * jnp.clip((ANNEALED - step) / ANNEALED, 0.0, 1.0)
+
+
+def elbo(nets: Nets, images: jax.Array, step: Any = ANNEALED) -> jax.Array:
+    """A canvas; images: [B, 20, 20]."""
+    p = scene(nets, annealed(step))
+    return jax.vmap(lambda x: vx.objectives.elbo(p, infer(nets, x), {"image": x}))(images).mean()
+
+
+def iwelbo(nets: Nets, images: jax.Array, step: Any = ANNEALED) -> jax.Array:
+    """With two particles."""
+    p = scene(nets, annealed(step))
+    one = lambda x: vx.objectives.iwelbo(p, infer(nets, x), {"image": x}, 2)  # noqa: E731
+    return jax.vmap(one)(images).mean()
+
+
+def each(*kinds: est.Estimator) -> dict[str, est.Estimator]:
+    """Estimators of present1, present2, ..., the last one for the rest."""
+    return {f"present{t}": kinds[min(t, len(kinds) - 1)] for t in range(STEPS)}
+
+
+RUNS = {
+    "enum": (elbo, each(est.Enumerate())),
+    "mvd": (elbo, each(est.MeasureValued())),
+    "hybrid": (elbo, each(est.Enumerate(), est.MeasureValued())),
+    "loo": (elbo, each(est.Score(est.LeaveOneOut(4)))),
+    "reinforce": (elbo, each(est.Score())),
+    "iwelbo": (iwelbo, each(est.Score(est.LeaveOneOut(2)))),
+}
+
+
+def canvases(digits: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """n canvases [n, 20, 20] of 0 to 2 digits that do not overlap, and the counts."""
+    rng = np.random.default_rng(seed)
+    images, counts = np.zeros((n, CANVAS, CANVAS), np.float32), rng.integers(0, 3, n)
+    for image, count in zip(images, counts, strict=True):
+        while True:  # all corners anew until the digits do not overlap
+            corners = rng.integers(0, CANVAS - SPRITE + 1, (count, 2))
+            if count < 2 or abs(corners[0] - corners[1]).max() >= SPRITE:
+                break
+        for y, x in corners:
+            image[y : y + SPRITE, x : x + SPRITE] = digits[rng.integers(len(digits))]
+    return images, counts
+
+
+def data(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training canvases and counts, held-out ones of other digits."""
+    from sklearn.datasets import load_digits
+
+    every: Any = load_digits()
+    digits = every.images[np.random.default_rng(0).permutation(len(every.images))] / 16
+    return *canvases(digits[:1500], n, 1), *canvases(digits[1500:], 1000, 2)
+
+
+def counted(nets: Nets, images: jax.Array) -> jax.Array:
+    """How many objects the guide finds, at its most probable decisions; [B]."""
+
+    def one(image: jax.Array) -> jax.Array:
+        seen, h, count = nets.embed(image.ravel()), jnp.zeros(HIDDEN), jnp.array(0)
+        more, where, what = jnp.array(1), jnp.zeros(3), jnp.zeros(WHAT)
+        for _ in range(STEPS):
+            h = nets.cell(jnp.concatenate([seen, where, what, more[None] * 1.0]), h)
+            logit, mean, _ = jnp.split(nets.head(h), [1, 4])
+            more = more * (logit[0] > 0)
+            where = WHERE_SD * mean * more
+            what = jnp.split(nets.glimpse(attend(image, where).ravel()), 2)[0] * more
+            count += more
+        return count
+
+    return jax.vmap(one)(images)
