@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import varax as vx
@@ -426,3 +427,47 @@ def test_objectives_that_need_an_exact_density():
     q = vx.marginal(pair(), "x", vx.importance(2))
     with pytest.raises(errors.CapabilityError, match="sticking_the_landing needs an exact density"):
         vx.grad(lambda t: vx.objectives.sticking_the_landing(coin(), q, {}))(jax.random.key(0), 0.0)
+
+
+@vx.model
+def narrow(t):
+    """The proposal never hits: every weight is zero."""
+    u = vx.sample("u", d.Normal(t, 1.0))
+    vx.sample("x", d.Delta(u))
+
+
+def fit_of(m):
+    def objective(t):
+        return m(t).log_density({"x": jnp.asarray(0.5) + 0 * t})
+
+    return vx.fit(objective, 0.0, optax.sgd(0.1), 5, jax.random.key(0), progress=False)
+
+
+def test_all_weights_are_zero():
+    m = lambda t: vx.marginal(narrow(t), "x", vx.importance(4))  # noqa: E731
+    message = r"At step 0(.|\n)*log w of marginal\(narrow, x\) is -inf: the weights of all particles"
+    with pytest.raises(errors.NonFiniteError, match=message):
+        fit_of(m)
+
+
+def test_a_weight_is_not_finite():
+    @vx.model
+    def broken(t):
+        u = vx.sample("u", d.Normal(0.0, 1.0))
+        vx.sample("x", d.Normal(jnp.log(-abs(u)) + t, 1.0))
+
+    m = lambda t: vx.marginal(broken(t), "x", vx.importance(4))  # noqa: E731
+    with pytest.raises(errors.NonFiniteError, match=r"x(.|\n)*nan"):
+        fit_of(m)
+
+
+def test_some_weights_are_zero():
+    """A particle without weight is no failure."""
+
+    @vx.model
+    def some(t):
+        u = vx.sample("u", d.Bernoulli(0.5))
+        vx.sample("x", d.Delta(0.5 * u + 0 * t))
+
+    m = lambda t: vx.marginal(some(t), "x", vx.importance(64))  # noqa: E731
+    assert fit_of(m).steps == 5

@@ -24,6 +24,14 @@ def estimate(log_w: jax.Array, of: UnbiasedFor, name: str, line: str) -> jax.Arr
     return estimate_p.bind(log_w, of=of, name=name, line=line)
 
 
+def has_estimates(region: Any) -> bool:
+    """Whether a jaxpr has an estimated density, at any depth."""
+    return any(
+        eqn.primitive is estimate_p or any(map(has_estimates, _jax.subjaxprs(eqn)))
+        for eqn in _jax.opened(region)[0].eqns
+    )
+
+
 def _identity(x: Any, **_: Any) -> Any:
     return x
 

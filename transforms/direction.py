@@ -25,7 +25,7 @@ import numpy as np
 
 from . import _jax
 from .axis_rules import ELEMENTWISE
-from .bounds import estimate_p
+from .bounds import estimate_p, has_estimates
 from .errors import BoundDirectionError
 from .site import site_p
 from .staging import Staged
@@ -120,7 +120,7 @@ def _region(jaxpr: Any, operands: Sequence[Side]) -> list[Side]:
 
     for eqn in jaxpr.eqns:
         ins = [side(v) for v in eqn.invars]
-        if all(x.form == "exact" for x in ins) and not _has_estimates(eqn):
+        if all(x.form == "exact" for x in ins) and not _estimates(eqn):
             if eqn.primitive.name == "broadcast_in_dim" and constant(eqn.invars[0]) is not None:
                 values[eqn.outvars[0]] = constant(eqn.invars[0])
             continue
@@ -129,10 +129,8 @@ def _region(jaxpr: Any, operands: Sequence[Side]) -> list[Side]:
     return [side(v) for v in jaxpr.outvars]
 
 
-def _has_estimates(eqn: _jax.JaxprEqn) -> bool:
-    if eqn.primitive is estimate_p:
-        return True
-    return any(_has_estimates(e) for s in _jax.subjaxprs(eqn) for e in _jax.opened(s)[0].eqns)
+def _estimates(eqn: _jax.JaxprEqn) -> bool:
+    return eqn.primitive is estimate_p or any(map(has_estimates, _jax.subjaxprs(eqn)))
 
 
 def _equation(eqn: _jax.JaxprEqn, ins: list[Side], constants: list[Any]) -> list[Side]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from . import _jax, density
 from .arrays import where_leading
+from .bounds import estimate_p, has_estimates
 from .direct import Expect
 from .errors import show_address
 from .estimators import Branching, Estimator
@@ -35,7 +36,8 @@ class Finding:
     """The first thing that is not finite.
 
     Attributes:
-        what: "value", "density", "gradient" (of a site) or "arithmetic" (of no site).
+        what: "value", "density", "gradient" (of a site), "estimated density" (of a nested measure)
+            or "arithmetic" (of no site).
         address: the site's, None for arithmetic.
         line: the user's line.
         detail: numbers.
@@ -67,6 +69,7 @@ def find(
     keys = [*runs, *jax.random.split(key, TRIES)] if plan.branches(staged.jaxpr) else runs
     for attempt in keys:
         look = _Look(plan, attempt)
+        look.estimates = has_estimates(staged.jaxpr)
         try:
             look.region(staged.jaxpr, staged.consts)
         except _Found as found:
@@ -81,6 +84,7 @@ class _Look(Expect):
 
     arithmetic: Finding | None = None  # the first of no site
     place: tuple[str, ...] = ()  # "step 3 of a scan", outermost first
+    estimates = False  # whether the program estimates densities
 
     def site(self, site: Site, operands: list[Any]) -> Any:
         if site.kind != "draw":
@@ -121,6 +125,8 @@ class _Look(Expect):
             return [self.site(eqn.params["site"], values)]
         if eqn.primitive is density.density_p:
             return [self.density(values, **eqn.params)]
+        if eqn.primitive is estimate_p:
+            return [self.estimate(values[0], **eqn.params)]
         if not _interesting(eqn):
             return self.plain(eqn, values)
         rule = _REGIONS.get(eqn.primitive, _once)
@@ -130,6 +136,7 @@ class _Look(Expect):
             inner = _Look(self.plan, next(entered))
             inner.arithmetic = self.arithmetic
             inner.place = (*self.place, place) if place else self.place
+            inner.estimates = self.estimates
             jaxpr, consts = _jax.opened(jaxpr)
             outs = inner.region(jaxpr, [*consts, *values])
             self.arithmetic = inner.arithmetic
@@ -140,6 +147,8 @@ class _Look(Expect):
     def density(self, values: list[Any], *, site: Site, kept: int) -> Any:
         _check_support(self, site, values)
         out, pull = jax.vjp(lambda vs: density.total(*vs, site=site, kept=kept), values)
+        if self.estimates and _zero_at_most(out):  # a particle may have a weight of zero
+            return out
         if not _finite(out):
             name = Law(site, values).name
             self.fail("density", site, f"the log density of {name} is {_first([out])}")
@@ -147,6 +156,19 @@ class _Look(Expect):
         if not all(_finite(g) for g in grads):
             self.fail("gradient", site, f"the gradient of its log density is {_first(grads)}")
         return out
+
+    def estimate(self, log_w: Any, *, of: str, name: str, line: str) -> Any:
+        """An estimated density: zero where all weights are, NaN where one is no number."""
+        if not _finite(log_w):
+            why = (
+                "the weights of all particles are zero"
+                if _zero_at_most(log_w)
+                else "the weight of a particle is not finite"
+            )
+            where = "".join(f" ({p})" for p in self.place)
+            detail = f"log w of {name} is {_first([log_w])}: {why}{where}"
+            raise _Found(Finding("estimated density", name, line, detail))
+        return log_w
 
     def plain(self, eqn: _jax.JaxprEqn, values: list[Any]) -> list[Any]:
         outs = _jax.bind_again(eqn, values)
@@ -161,6 +183,12 @@ class _Look(Expect):
         self.arithmetic = Finding("arithmetic", None, _jax.source_line(eqn), detail)
 
 
+def _zero_at_most(log_w: Any) -> bool:
+    """Whether what is not finite is minus infinity."""
+    x = np.asarray(log_w)
+    return bool((np.isneginf(x) | np.isfinite(x)).all() and np.isneginf(x).any())
+
+
 def _check_support(look: _Look, site: Site, values: list[Any]) -> None:
     def inside(measure: Any, value: Any) -> Any:
         support = getattr(innermost(measure), "support", None)
@@ -168,7 +196,7 @@ def _check_support(look: _Look, site: Site, values: list[Any]) -> None:
             return jnp.asarray(True)
         return jnp.all(support(value))
 
-    if not bool(jnp.all(over_lanes(site, inside, values))):
+    if not look.estimates and not bool(jnp.all(over_lanes(site, inside, values))):
         name = Law(site, values).name
         look.fail(
             "density", site, f"the value {_first(values[-1:], 3)} is outside {name}'s support"
@@ -180,7 +208,7 @@ def _check_support(look: _Look, site: Site, values: list[Any]) -> None:
 
 def _interesting(eqn: _jax.JaxprEqn) -> bool:
     return eqn_has_sites(eqn) or any(
-        inner.primitive is density.density_p or _interesting(inner)
+        inner.primitive in (density.density_p, estimate_p) or _interesting(inner)
         for sub in _jax.subjaxprs(eqn)
         for inner in _jax.opened(sub)[0].eqns
     )
