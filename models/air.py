@@ -15,7 +15,6 @@ Canvases of 20 x 20 pixels with 0, 1 or 2 of the 8 x 8 digits that come with sci
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +74,11 @@ def attend(image: jax.Array, where: jax.Array) -> jax.Array:
     return rows @ image @ columns.T
 
 
+def sprite(nets: Nets, what: jax.Array) -> jax.Array:
+    """A digit [8, 8], dark at first."""
+    return jax.nn.sigmoid(nets.decoder(what) - 2.0).reshape(SPRITE, SPRITE)
+
+
 @vx.model
 def scene(nets: Nets, more_p: Any = MORE) -> None:
     """p(present, where, what, image)."""
@@ -84,8 +88,7 @@ def scene(nets: Nets, more_p: Any = MORE) -> None:
         here = more == 1
         where = vx.sample(f"where{t}", vx.masked(d.Normal(jnp.zeros(3), WHERE_SD), here))  # [3]
         what = vx.sample(f"what{t}", vx.masked(d.Normal(jnp.zeros(WHAT), 1.0), here))  # [20]
-        sprite = jax.nn.sigmoid(nets.decoder(what) - 2.0).reshape(SPRITE, SPRITE)
-        canvas += more * place(sprite, where)
+        canvas += more * place(sprite(nets, what), where)
     vx.sample("image", d.Normal(canvas, NOISE))  # [20, 20]
 
 
@@ -107,7 +110,7 @@ def infer(nets: Nets, image: jax.Array) -> None:
 
 
 def annealed(step: Any) -> Any:
-    """The prior probability of one more object: high at first, so that there is something to see."""
+    """The prior probability of one more object: high at first, so that sprites are learned."""
     return MORE + (0.99 - MORE) * jnp.clip((ANNEALED - step) / ANNEALED, 0.0, 1.0)
 
 
@@ -178,3 +181,75 @@ def counted(nets: Nets, images: jax.Array) -> jax.Array:
         return count
 
     return jax.vmap(one)(images)
+
+
+def picture(nets: Nets, images: np.ndarray, key: jax.Array) -> Any:
+    """Held-out canvases, and what the guide finds in them as the model draws it."""
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
+
+    figure, axes = plt.subplots(2, len(images), figsize=(1.6 * len(images), 3.4), squeeze=False)
+    for image, (top, bottom), k in zip(
+        images, axes.T, jax.random.split(key, len(images)), strict=True
+    ):
+        found, again, more = infer(nets, image).simulate(k), np.zeros((CANVAS, CANVAS)), 1
+        top.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+        for t in range(STEPS):
+            more *= int(found[f"present{t}"])
+            if not more:
+                break
+            where = found[f"where{t}"]
+            again += np.asarray(place(sprite(nets, found[f"what{t}"]), where))
+            side = SPRITE * float(jnp.exp(where[0]))
+            corner = (CANVAS - 1) / 2 * (1 + np.asarray(where[1:])) - side / 2
+            top.add_patch(Rectangle(tuple(corner), side, side, fill=False, ec=f"C{t}", lw=1.5))
+        bottom.imshow(again, cmap="gray_r", vmin=0, vmax=1)
+        for ax in (top, bottom):
+            ax.set_axis_off()
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Fit with each estimator; print objective and count accuracy, draw what is found."""
+    parser = argparse.ArgumentParser(
+        prog="varax run air", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--estimators", nargs="*", choices=list(RUNS), default=["enum"])
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=2e-3, help="of Adam")
+    parser.add_argument("--canvases", type=int, default=20000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder (default: out)")
+    args = parser.parse_args(argv)
+
+    train, _, test, counts = data(args.canvases)
+    k_init, k_fit, k_draw = jax.random.split(jax.random.key(args.seed), 3)
+    found, nets = {}, Nets(k_init)
+    print(f"{'':>12}{'objective':>12}{'count accuracy':>16}{'seconds':>9}{'ms a step':>11}")
+    for name in args.estimators:
+        objective, estimators = RUNS[name]
+        result = vx.fit(
+            objective,
+            Nets(k_init),
+            optax.adam(args.rate),
+            steps=args.steps,
+            key=k_fit,
+            data=train,
+            batch_size=args.batch_size,
+            estimators=estimators,
+        )
+        nets = result.params
+        right = np.asarray(eqx.filter_jit(counted)(nets, jnp.asarray(test))) == counts
+        found[name] = float(right.mean())
+        last = np.asarray(result.history)[-500:].mean()
+        row = f"{last:>12.2f}{found[name]:>16.3f}{result.seconds:>9.0f}"
+        print(f"{name:>12}{row}{1e3 * result.seconds / args.steps:>11.1f}", flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    picture(nets, test[:10], k_draw).savefig(args.out / "air.png", dpi=110)
+    print(f"picture {args.out / 'air.png'}")
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -2,9 +2,9 @@
 
     x, y ~ N(0, 10^2),   z ~ N(x^2 + y^2, (0.1 + (x^2 + y^2) / 100)^2),   z = 5 observed
 
-The posterior is a thin ring. Three guides: independent normals; a ring whose angle u is an auxiliary
-choice, integrated out by m draws of its prior; the same ring with the angle's posterior as the
-proposal, which makes its marginal density exact.
+The posterior is a thin ring. Three guides: independent normals; a ring whose angle u is an
+auxiliary choice, integrated out by m draws of its prior; the same ring with the angle's posterior
+as the proposal, which makes its marginal density exact.
 
     HVI          log p(x, y, z) - log q(x, y | u)                     m = 1
     IWHVI(m)     log p(x, y, z) - log 1/m sum_j q(x, y | u_j)         u_1 is the angle drawn
