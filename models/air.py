@@ -9,12 +9,14 @@ The guide is a recurrent network that looks at the image, at a glimpse of it aro
 what it has found before. Counting is discrete, and how its gradient is estimated decides whether
 it is learned: `--estimator` names them (Becker et al. 2024, table 2).
 
-Canvases of 20 x 20 pixels with 0, 1 or 2 of the 8 x 8 digits that come with scikit-learn.
+Canvases of 20 x 20 pixels with 0, 1 or 2 of the 8 x 8 digits that come with scikit-learn; or those
+of 50 x 50 with MNIST digits, where the folder VARAX_DATA has them (`--data multi_mnist`).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,53 +45,56 @@ class Nets(eqx.Module):
     cell: eqx.nn.GRUCell
     head: eqx.nn.MLP
     glimpse: eqx.nn.MLP
+    canvas: int = eqx.field(static=True)  # C
+    side: int = eqx.field(static=True)  # S, of a sprite
 
-    def __init__(self, key: jax.Array):
+    def __init__(self, key: jax.Array, canvas: int = CANVAS, side: int = SPRITE):
         k = jax.random.split(key, 5)
-        self.decoder = eqx.nn.MLP(WHAT, SPRITE**2, 128, 1, key=k[0])
-        self.embed = eqx.nn.MLP(CANVAS**2, HIDDEN, HIDDEN, 1, key=k[1])
+        self.canvas, self.side = canvas, side
+        self.decoder = eqx.nn.MLP(WHAT, side**2, 128, 1, key=k[0])
+        self.embed = eqx.nn.MLP(canvas**2, HIDDEN, HIDDEN, 1, key=k[1])
         self.cell = eqx.nn.GRUCell(HIDDEN + 3 + WHAT + 1, HIDDEN, key=k[2])
         self.head = eqx.nn.MLP(HIDDEN, 1 + 6, 64, 1, key=k[3])
-        self.glimpse = eqx.nn.MLP(SPRITE**2, 2 * WHAT, 128, 1, key=k[4])
+        self.glimpse = eqx.nn.MLP(side**2, 2 * WHAT, 128, 1, key=k[4])
 
 
-def window(where: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Linear interpolation from canvas rows and columns to those of a sprite, each [8, 20]."""
-    scale, centre = jnp.exp(where[0]), (CANVAS - 1) / 2 * (1 + where[1:])  # x, y
-    offset = scale * (jnp.arange(SPRITE) - (SPRITE - 1) / 2)  # [8]
-    at = centre[:, None, None] + offset[:, None] - jnp.arange(CANVAS)  # [2, 8, 20]
+def window(where: jax.Array, canvas: int, side: int) -> tuple[jax.Array, jax.Array]:
+    """Linear interpolation from canvas rows and columns to those of a sprite, each [S, C]."""
+    scale, centre = jnp.exp(where[0]), (canvas - 1) / 2 * (1 + where[1:])  # x, y
+    offset = scale * (jnp.arange(side) - (side - 1) / 2)  # [S]
+    at = centre[:, None, None] + offset[:, None] - jnp.arange(canvas)  # [2, S, C]
     columns, rows = jax.nn.relu(1 - abs(at) / scale)
     return rows, columns
 
 
-def place(sprite: jax.Array, where: jax.Array) -> jax.Array:
-    """A sprite [8, 8] on an empty canvas [20, 20]."""
-    rows, columns = window(where)
+def place(sprite: jax.Array, where: jax.Array, canvas: int) -> jax.Array:
+    """A sprite [S, S] on an empty canvas [C, C]."""
+    rows, columns = window(where, canvas, len(sprite))
     return rows.T @ sprite @ columns
 
 
-def attend(image: jax.Array, where: jax.Array) -> jax.Array:
-    """The glimpse [8, 8] of an image [20, 20]."""
-    rows, columns = window(where)
+def attend(image: jax.Array, where: jax.Array, side: int) -> jax.Array:
+    """The glimpse [S, S] of an image [C, C]."""
+    rows, columns = window(where, len(image), side)
     return rows @ image @ columns.T
 
 
 def sprite(nets: Nets, what: jax.Array) -> jax.Array:
-    """A digit [8, 8], dark at first."""
-    return jax.nn.sigmoid(nets.decoder(what) - 2.0).reshape(SPRITE, SPRITE)
+    """A digit [S, S], dark at first."""
+    return jax.nn.sigmoid(nets.decoder(what) - 2.0).reshape(nets.side, nets.side)
 
 
 @vx.model
 def scene(nets: Nets, more_p: Any = MORE) -> None:
     """p(present, where, what, image)."""
-    more, canvas = jnp.array(1), jnp.zeros((CANVAS, CANVAS))
+    more, canvas = jnp.array(1), jnp.zeros((nets.canvas, nets.canvas))
     for t in range(STEPS):
         more = vx.sample(f"present{t}", vx.masked(d.Bernoulli(more_p), more == 1)) * more
         here = more == 1
         where = vx.sample(f"where{t}", vx.masked(d.Normal(jnp.zeros(3), WHERE_SD), here))  # [3]
         what = vx.sample(f"what{t}", vx.masked(d.Normal(jnp.zeros(WHAT), 1.0), here))  # [20]
-        canvas += more * place(sprite(nets, what), where)
-    vx.sample("image", d.Normal(canvas, NOISE))  # [20, 20]
+        canvas += more * place(sprite(nets, what), where, nets.canvas)
+    vx.sample("image", d.Normal(canvas, NOISE))  # [C, C]
 
 
 @vx.model
@@ -104,7 +109,7 @@ def infer(nets: Nets, image: jax.Array) -> None:
         here = more == 1
         sd = WHERE_SD * jax.nn.softplus(log_sd - 1.0)
         where = vx.sample(f"where{t}", vx.masked(d.Normal(WHERE_SD * mean, sd), here))  # [3]
-        loc, log_scale = jnp.split(nets.glimpse(attend(image, where).ravel()), 2)
+        loc, log_scale = jnp.split(nets.glimpse(attend(image, where, nets.side).ravel()), 2)
         law = d.Normal(loc, jax.nn.softplus(log_scale))
         what = vx.sample(f"what{t}", vx.masked(law, here))  # [20]
 
@@ -115,7 +120,7 @@ def annealed(step: Any) -> Any:
 
 
 def elbo(nets: Nets, images: jax.Array, step: Any = ANNEALED) -> jax.Array:
-    """A canvas; images: [B, 20, 20]."""
+    """A canvas; images: [B, C, C]."""
     p = scene(nets, annealed(step))
     return jax.vmap(lambda x: vx.objectives.elbo(p, infer(nets, x), {"image": x}))(images).mean()
 
@@ -165,6 +170,18 @@ def data(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return *canvases(digits[:1500], n, 1), *canvases(digits[1500:], 1000, 2)
 
 
+def multi_mnist() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """12,000 and 2,000 canvases of 50 x 50 pixels, and their counts."""
+    folder = os.environ.get("VARAX_DATA")
+    path = Path(folder or ".") / "multi_mnist" / "multi_mnist_50x50.npz"
+    if folder is None or not path.exists():
+        name = "/".join(path.parts[-2:])
+        raise SystemExit(f"--data multi_mnist: set VARAX_DATA to a folder with {name}")
+    with np.load(path) as found:
+        images = [found[f"{split}_x"].astype(np.float32) / 255 for split in ("train", "test")]
+        return images[0], found["train_count"], images[1], found["test_count"]
+
+
 def counted(nets: Nets, images: jax.Array) -> jax.Array:
     """How many objects the guide finds, at its most probable decisions; [B]."""
 
@@ -176,7 +193,7 @@ def counted(nets: Nets, images: jax.Array) -> jax.Array:
             logit, mean, _ = jnp.split(nets.head(h), [1, 4])
             more = more * (logit[0] > 0)
             where = WHERE_SD * mean * more
-            what = jnp.split(nets.glimpse(attend(image, where).ravel()), 2)[0] * more
+            what = jnp.split(nets.glimpse(attend(image, where, nets.side).ravel()), 2)[0] * more
             count += more
         return count
 
@@ -192,16 +209,16 @@ def picture(nets: Nets, images: np.ndarray, key: jax.Array) -> Any:
     for image, (top, bottom), k in zip(
         images, axes.T, jax.random.split(key, len(images)), strict=True
     ):
-        found, again, more = infer(nets, image).simulate(k), np.zeros((CANVAS, CANVAS)), 1
+        found, again, more = infer(nets, image).simulate(k), np.zeros(image.shape), 1
         top.imshow(image, cmap="gray_r", vmin=0, vmax=1)
         for t in range(STEPS):
             more *= int(found[f"present{t}"])
             if not more:
                 break
             where = found[f"where{t}"]
-            again += np.asarray(place(sprite(nets, found[f"what{t}"]), where))
-            side = SPRITE * float(jnp.exp(where[0]))
-            corner = (CANVAS - 1) / 2 * (1 + np.asarray(where[1:])) - side / 2
+            again += np.asarray(place(sprite(nets, found[f"what{t}"]), where, nets.canvas))
+            side = nets.side * float(jnp.exp(where[0]))
+            corner = (nets.canvas - 1) / 2 * (1 + np.asarray(where[1:])) - side / 2
             top.add_patch(Rectangle(tuple(corner), side, side, fill=False, ec=f"C{t}", lw=1.5))
         bottom.imshow(again, cmap="gray_r", vmin=0, vmax=1)
         for ax in (top, bottom):
@@ -218,20 +235,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2e-3, help="of Adam")
-    parser.add_argument("--canvases", type=int, default=20000)
+    parser.add_argument("--data", choices=["digits", "multi_mnist"], default="digits")
+    parser.add_argument("--canvases", type=int, default=20000, help="of digits")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder (default: out)")
     args = parser.parse_args(argv)
 
-    train, _, test, counts = data(args.canvases)
+    large = args.data == "multi_mnist"
+    train, _, test, counts = multi_mnist() if large else data(args.canvases)
+    sizes = (50, 20) if large else (CANVAS, SPRITE)
     k_init, k_fit, k_draw = jax.random.split(jax.random.key(args.seed), 3)
-    found, nets = {}, Nets(k_init)
+    found, nets = {}, Nets(k_init, *sizes)
     print(f"{'':>12}{'objective':>12}{'count accuracy':>16}{'seconds':>9}{'ms a step':>11}")
     for name in args.estimators:
         objective, estimators = RUNS[name]
         result = vx.fit(
             objective,
-            Nets(k_init),
+            Nets(k_init, *sizes),
             optax.adam(args.rate),
             steps=args.steps,
             key=k_fit,

@@ -25,7 +25,8 @@ import optax
 import varax as vx
 from varax import dist as d
 from varax import objectives as ob
-from varax.models.vae import LATENT, LEVELS, Nets, bounds, data, decoder, encoder, init
+
+from .vae import LATENT, LEVELS, Nets, bounds, data, decoder, encoder, init
 
 N = 1500  # training images
 PRIOR = d.Normal(0.0, 1.0)

@@ -17,6 +17,8 @@ import numpyro.distributions as npd
 from jax.scipy.special import gammaln, xlog1py, xlogy
 from numpyro.distributions import *  # noqa: F403
 
+from .families.flow import Flow as Flow
+from .families.implicit import Implicit as Implicit
 from .onehot import OneHotCategorical as OneHotCategorical
 
 

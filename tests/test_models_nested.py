@@ -68,9 +68,9 @@ def test_canvases_hold_their_digits():
 def test_a_sprite_is_placed_where_it_is_attended():
     sprite = jnp.asarray(np.random.default_rng(0).random((8, 8)), float)
     where = jnp.array([0.0, 0.0, -4 / 9.5])  # whole pixels: columns 6 to 13, rows 2 to 9
-    canvas = air.place(sprite, where)
+    canvas = air.place(sprite, where, air.CANVAS)
     np.testing.assert_allclose(canvas[2:10, 6:14], sprite, atol=1e-5)
-    np.testing.assert_allclose(air.attend(canvas, where), sprite, atol=1e-5)
+    np.testing.assert_allclose(air.attend(canvas, where, 8), sprite, atol=1e-5)
     np.testing.assert_allclose(canvas.sum(), sprite.sum(), rtol=1e-5)
 
 
@@ -113,6 +113,18 @@ def test_air_main(tmp_path, capsys):
     assert 0 <= found["enum"] <= 1
     assert "count accuracy" in capsys.readouterr().out
     assert (tmp_path / "air.png").stat().st_size > 5000
+
+
+def test_multi_mnist_has_to_be_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("VARAX_DATA", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"set VARAX_DATA(.|\n)*multi_mnist_50x50\.npz"):
+        air.main(["--data", "multi_mnist"])
+    (tmp_path / "multi_mnist").mkdir()
+    arrays = {f"{s}_x": np.zeros((9, 50, 50), np.uint8) for s in ("train", "test")}
+    arrays |= {f"{s}_count": np.arange(9) % 3 for s in ("train", "test")}
+    np.savez(tmp_path / "multi_mnist" / "multi_mnist_50x50.npz", **arrays)
+    train, counts, _, _ = air.multi_mnist()
+    assert train.shape == (9, 50, 50) and train.dtype == np.float32 and counts.max() == 2
 
 
 @pytest.mark.slow
