@@ -285,3 +285,31 @@ def test_a_proposal_with_other_scans():
 
     with pytest.raises(errors.CapabilityError, match=r"scans that draw of lengths \[2\]"):
         vx.marginal(markov(), "x", vx.smc(3, wrong)).simulate(jax.random.key(0))
+
+
+@vx.model
+def estimated():
+    """Each step observes through a marginal."""
+
+    @vx.model
+    def noisy(z):
+        u = vx.sample("u", d.Bernoulli(0.4))
+        vx.sample("x", d.Bernoulli(0.2 + 0.3 * z + 0.4 * u))
+
+    def step(z, _):
+        z = vx.sample("z", d.Bernoulli(0.3 + 0.4 * z))
+        vx.sample("seen", vx.marginal(noisy(z), "x", vx.importance(1)))
+        return z, None
+
+    jax.lax.scan(step, 0, None, length=2)
+
+
+def test_observations_may_be_estimated_but_not_those_of_a_path():
+    m = vx.marginal(estimated(), "seen", vx.smc(2, resample="multinomial"))
+    plain = vx.marginal(estimated(), "seen", vx.importance(1))
+    x = {"seen": {"x": jnp.array([1, 0])}}
+    with jax.enable_x64(True):
+        found, right = (exact(lambda m=m: jnp.exp(m.log_density(x))) for m in (m, plain))
+        np.testing.assert_allclose(found, right, rtol=1e-10)
+    with pytest.raises(errors.CapabilityError, match=r"weighed by exact densities(.|\n)*noisy"):
+        m.simulate(jax.random.key(0))

@@ -43,11 +43,6 @@ class Retaining(Joint):
         here = layout_of(eqn)
         return super()._of(eqn), {a: x for a, x in self.values.items() if a in here}
 
-    def nested(self, region: Any, jaxprs: Any, values: list[Any]) -> list[Any]:
-        if self.flag is None:
-            return super().nested(region, jaxprs, values)
-        return Edit.nested(self, region, jaxprs, values)  # type: ignore[arg-type]
-
 
 @dataclasses.dataclass
 class Lockstep:

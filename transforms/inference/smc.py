@@ -29,7 +29,7 @@ from ..estimators import Score
 from ..interpreter import step
 from ..layout import layout_of
 from ..measures import Masked
-from ..nested import Flat
+from ..nested import Flat, first_nested
 from ..site import bind_site, eqn_has_sites, make_site
 from .base import Algorithm, Particle, Target
 from .lockstep import Lockstep, Loop, Retaining, inside, lineage, shared
@@ -60,9 +60,11 @@ class SMC(Algorithm):
         return Filter(self, target).run().log_z()
 
     def conditional(self, target: Target, retained: Particle) -> jax.Array:
+        _require_exact(target)
         return Filter(self, target, retained.latents).run().log_z()
 
     def draw(self, target: Target) -> tuple[Particle, jax.Array]:
+        _require_exact(target)
         done = Filter(self, target).run()
         index = 0
         if self.particles > 1:
@@ -285,6 +287,20 @@ class Filter:
             fix="use vx.importance(particles), or write the steps as a scan"
             if not mine
             else "draw at step t of the proposal's scan what step t of the program has to draw",
+        )
+
+
+def _require_exact(target: Target) -> None:
+    """A path that is handed on needs the densities that it was weighed with."""
+    if (region := first_nested(target.problem.program.jaxpr)) is not None:
+        raise CapabilityError(
+            f"A path of smc is weighed by exact densities, and that of {region.name} is an "
+            "estimate.",
+            address=region.addresses[0],
+            expected="Density",
+            got="StochasticDensity",
+            where=region.line,
+            fix="its evidence, log_density(observations) of a vx.marginal, can be estimated",
         )
 
 
