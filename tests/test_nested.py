@@ -157,6 +157,31 @@ def test_a_normalised_target_is_unbiased_in_both_directions(name, x64):
     check(*laws(NORMALIZED[name]()), x64)
 
 
+@vx.model
+def normal_pair():
+    u = vx.sample("u", d.Normal(0.0, 1.0))
+    vx.sample("x", d.Normal(u, 1.0))
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_a_normal_auxiliary_choice(k):
+    """Against N(0, 2): E[w given x] = p(x), and E[h(x) / w] = 1 for a density h."""
+    m = vx.marginal(normal_pair(), "x", vx.importance(k))
+    keys = jax.random.split(jax.random.key(k), 100_000)
+    found = jax.jit(jax.vmap(lambda key: m.log_density({"x": 0.7}, key)))(keys)
+    w = np.exp(np.asarray(found, float))
+    exact_density = float(jnp.exp(d.Normal(0.0, 2**0.5).log_prob(0.7)))
+    assert abs(w.mean() - exact_density) < 4.9 * w.std() / len(w) ** 0.5
+    trace = jax.jit(jax.vmap(m.simulate))(keys)
+    h = jnp.exp(d.Normal(0.7, 0.5).log_prob(trace["x"]) - trace.log_density)
+    ratio = np.asarray(h, float)
+    assert abs(ratio.mean() - 1) < 4.9 * ratio.std() / len(ratio) ** 0.5
+    again = jax.jit(jax.vmap(lambda key, x: m.log_density({"x": x}, key)))  # the other direction
+    wrong = again(jax.random.split(jax.random.key(9), 100_000), trace["x"])
+    twin = np.asarray(jnp.exp(d.Normal(0.7, 0.5).log_prob(trace["x"]) - wrong), float)
+    assert k != 3 or abs(twin.mean() - 1) > 4.9 * twin.std() / len(twin) ** 0.5
+
+
 # ---- inside programs
 
 
