@@ -115,6 +115,7 @@ def test_estimators_by_address():
     check_mean(np.asarray(gradients(jax.random.split(KEY, 20_000)))[:, None], 2 * p * (1 - p))
 
 
+@pytest.mark.slow
 def test_tuning_finds_what_is_best():
     """A site where enumeration is exact, and one where a path beats every score."""
 

@@ -63,6 +63,7 @@ def test_coin_objectives_agree():
 # ---- flows
 
 
+@pytest.mark.slow
 def test_flows(tmp_path, capsys):
     found = run(flows, tmp_path, "--steps", 800, "--lengths", 1, 8)
     table = capsys.readouterr().out
@@ -100,6 +101,7 @@ def test_potentials_by_hand():
 # ---- importance weighted autoencoder
 
 
+@pytest.mark.slow
 def test_iwae(tmp_path, capsys):
     found = run(iwae, tmp_path, "--steps", 600, "--k", 1, 5)
     assert 80 < found["nll 5"] < found["nll 1"] < found["vae 1"] < 250

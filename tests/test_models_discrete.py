@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from gradient_checks import QUICKLY, NoScore, check_biased, check_mean
 from model_runs import run
 
@@ -15,6 +16,7 @@ from varax.models import mixture, sbn
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 def test_mixture(tmp_path, capsys):
     found = run(mixture, tmp_path, "--steps", 1200)
     assert found["factorised"] < found["conditional"]
@@ -44,6 +46,7 @@ def test_summing_in_the_program_is_summing_by_hand():
         np.testing.assert_allclose(found, by_hand, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_sbn(tmp_path):
     found = run(sbn, tmp_path, "--steps", 300, "--estimator", "disarm")
     assert -60 < found["disarm elbo"] < found["disarm bound"] < -20

@@ -42,6 +42,7 @@ def test_every_bound_of_the_cone(name):
     assert abs(value - cone.BOUNDS[name][3]) < {"ELBO": 0.01}.get(name, 0.02) + 3 * error
 
 
+@pytest.mark.slow
 def test_the_cones_table_and_picture(tmp_path, capsys):
     options = ["--steps", "20", "--evaluate", "1", "--bounds", "ELBO", "IWHVI(5)"]
     found = cone.main([*options, "--out", str(tmp_path)])
