@@ -222,7 +222,7 @@ def picture(nets: Nets, images: np.ndarray, key: jax.Array) -> Any:
             top.add_patch(Rectangle(tuple(corner), side, side, fill=False, ec=f"C{t}", lw=1.5))
         bottom.imshow(again, cmap="gray_r", vmin=0, vmax=1)
         for ax in (top, bottom):
-            ax.set_axis_off()
+            ax.set(xticks=[], yticks=[])
     return figure
 
 
