@@ -13,7 +13,7 @@ from ..transforms import seed as _seed
 from ..transforms import trace as _trace
 from ..transforms.choices import Choices, flatten
 from ..transforms.edit import Condition, Do
-from ..transforms.errors import CapabilityError, show_address
+from ..transforms.errors import show_address
 from ..transforms.layout import layout
 from ..transforms.nested import first_nested, has_nested
 from ..transforms.staging import stage
@@ -152,13 +152,9 @@ class Measure:
     def require_exact(self, who: str) -> None:
         """Raise a `CapabilityError` where this measure's density is an estimate."""
         if (region := first_nested(stage(self.program).jaxpr)) is not None:
-            raise CapabilityError(
+            raise region.inexact(
                 f"{who} needs an exact density, and that of {region.name} is an estimate.",
-                address=region.addresses[0],
-                expected="Density",
-                got="StochasticDensity",
-                where=region.line,
-                fix="objectives.elbo and iwelbo take estimated densities in the right direction",
+                "objectives.elbo and iwelbo take estimated densities in the right direction",
             )
 
     def __repr__(self) -> str:

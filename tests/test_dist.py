@@ -9,6 +9,8 @@ from scipy import stats
 
 import varax as vx
 from varax import dist as d
+from varax.transforms.law import Law
+from varax.transforms.site import make_site
 
 LOGITS = np.array([-30.0, -2.0, -1e-6, 0.0, 1e-6, 2.0, 30.0])
 
@@ -76,3 +78,15 @@ def test_relaxed_coins_have_a_finite_density(law):
     p, ends = jax.nn.sigmoid(0.4), d.Bernoulli(**law).log_prob(jnp.array([0, 1]))
     exact = p * (1 - p) * (ends[1] - ends[0])
     assert abs(draws.mean() - exact) < 5 * draws.std() / np.sqrt(20_000)
+
+
+def test_a_support_that_depends_on_an_array_is_not_remembered():
+    def law(n, logits):
+        return Law(*make_site(("x",), "draw", d.Binomial(n, logits=logits)))
+
+    counts = [jnp.array(n) for n in (3, 5)]
+
+    def sizes(logits):
+        return [len(law(n, logits).element_support()) for n in counts]
+
+    assert jax.jit(lambda logits: jnp.array(sizes(logits)))(0.0).tolist() == [4, 6]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import _jax
-from .errors import CapabilityError, HiddenSampleError
+from .errors import HiddenSampleError
 from .site import Site, eqn_has_sites, first_site, site_p
 from .staging import Staged
 
@@ -32,13 +32,8 @@ class Handler:
 
     def nested(self, region: Any, jaxprs: Any, values: list[Any]) -> list[Any]:
         """The values of a nested measure (`nested.py`)."""
-        raise CapabilityError(
-            f"{region.name} has a density that is an estimate; an exact one is needed here.",
-            address=region.addresses[0],
-            expected="Density",
-            got="StochasticDensity",
-            where=region.line,
-        )
+        headline = f"{region.name} has a density that is an estimate; an exact one is needed here."
+        raise region.inexact(headline)
 
     # What crosses into an equation's region, and what comes back out of it.
 

@@ -217,7 +217,7 @@ class Law:
         if support is None or is_traced(support):
             return support
         support = np.asarray(support)
-        if any(map(is_traced, self.operands)):  # then it is known without them
+        if self.operands and all(map(is_traced, self.operands)):  # then it is known without them
             _SUPPORTS[known] = support
         return support
 

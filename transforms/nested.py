@@ -111,6 +111,17 @@ class Region:
             )
         return given or None
 
+    def inexact(self, headline: str, fix: str | None = None) -> CapabilityError:
+        """The error for an estimate in the place of an exact density."""
+        return CapabilityError(
+            headline,
+            address=self.addresses[0],
+            expected="Density",
+            got="StochasticDensity",
+            where=self.line,
+            fix=fix,
+        )
+
     def again(self, jaxprs: Any, operands: list[Any], **changes: Any) -> list[Any]:
         """Leave the same measure, lanes included, in the program that is being traced now."""
         return nested_p.bind(*operands, region=dataclasses.replace(self, **changes), jaxprs=jaxprs)

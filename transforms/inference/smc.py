@@ -293,14 +293,9 @@ class Filter:
 def _require_exact(target: Target) -> None:
     """A path that is handed on needs the densities that it was weighed with."""
     if (region := first_nested(target.problem.program.jaxpr)) is not None:
-        raise CapabilityError(
-            f"A path of smc is weighed by exact densities, and that of {region.name} is an "
-            "estimate.",
-            address=region.addresses[0],
-            expected="Density",
-            got="StochasticDensity",
-            where=region.line,
-            fix="its evidence, log_density(observations) of a vx.marginal, can be estimated",
+        raise region.inexact(
+            f"A path of smc is weighed by exact densities; that of {region.name} is an estimate.",
+            "its evidence, log_density(observations) of a vx.marginal, can be estimated",
         )
 
 
