@@ -122,7 +122,7 @@ def marginal(m: Measure, keep: str | Iterable[str], using: Using) -> Measure:
         ProposalMismatchError: the proposal has other addresses than those integrated out.
         CapabilityError: m is unnormalised, or samples in a while loop.
     """
-    _require_using(using)
+    _require(m, using)
     name = f"marginal({m.name}, {_names(keep)})"
     line = user_line()
 
@@ -156,7 +156,7 @@ def normalize(target: Measure, using: Using) -> Measure:
     Raises:
         ProposalMismatchError: the proposal has not the target's addresses.
     """
-    _require_using(using)
+    _require(target, using)
     name, line = f"normalize({target.name})", user_line()
 
     def program() -> dict[str, Any]:
@@ -263,7 +263,15 @@ def _require_particles(particles: Any) -> None:
         )
 
 
-def _require_using(using: Any) -> None:
+def _require(m: Any, using: Any) -> None:
+    if not isinstance(m, Measure):
+        raise CapabilityError(
+            "This is not a measure.",
+            expected="a model called with its arguments",
+            got=repr(m),
+            where=user_line(),
+            fix="call the model: vx.marginal(guide(phi), ...)",
+        )
     if not isinstance(using, Using):
         raise CapabilityError(
             "This is not an algorithm.",

@@ -496,3 +496,11 @@ def test_some_weights_are_zero():
 
     m = lambda t: vx.marginal(some(t), "x", vx.importance(64))  # noqa: E731
     assert fit_of(m).steps == 5
+
+
+@pytest.mark.parametrize("make", [lambda m, u: vx.marginal(m, "x", u), vx.normalize])
+def test_a_model_that_was_not_called(make):
+    with pytest.raises(
+        errors.CapabilityError, match=r"not a measure(.|\n)*Model\(pair\)(.|\n)*call"
+    ):
+        make(pair, vx.importance(2))

@@ -321,7 +321,7 @@ def _unhandled(*_: Any, region: Region, **__: Any) -> NoReturn:
         address=region.addresses[0],
         where=region.line,
         fix="give randomness with vx.seed(program)(key, ...), or use a measure's "
-        "simulate(key), log_density(choices), vx.expect or vx.value_and_grad",
+        "simulate(key), log_density(choices, key), vx.expect or vx.value_and_grad",
     )
 
 

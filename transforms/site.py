@@ -285,7 +285,7 @@ def _unhandled(*_: Any, site: Site) -> NoReturn:
         address=site.address,
         where=site.line,
         fix="give randomness with vx.seed(program)(key, ...), or use a measure's "
-        "simulate(key), log_density(choices), vx.expect or vx.value_and_grad",
+        "simulate(key), log_density(choices, key), vx.expect or vx.value_and_grad",
     )
 
 
