@@ -1,7 +1,20 @@
 """varax: a probabilistic programming language on JAX with programmable variational inference."""
 
 from . import kernels
-from .ppl import dist, errors, estimators, families, objectives, strategies
+from .ppl import (
+    diagnosis,
+    dist,
+    engines,
+    errors,
+    estimators,
+    families,
+    objectives,
+    stopping,
+    strategies,
+)
+from .ppl.diagnosis import posterior_predictive_check, psis, sbc
+from .ppl.draws import Draws
+from .ppl.engines import hmc, nuts, pathfinder
 from .ppl.fit import fit
 from .ppl.functions import (
     assume_smooth,
@@ -22,11 +35,17 @@ from .ppl.functions import (
     value_and_grad,
 )
 from .ppl.gradient_step import GradientStep
+from .ppl.guides import AmortisedGuide, AutoGuide, amortise, autoguide
 from .ppl.inference import importance, marginal, normalize, smc
 from .ppl.language import deterministic, factor, masked, sample, scaled
 from .ppl.measure import Capability, Measure
 from .ppl.model import Model, model
+from .ppl.numpyro_model import from_numpyro
+from .ppl.potential import Potential, constrain
+from .ppl.reparameterize import Reparameterized, reparameterize
 from .ppl.result import FitResult
+from .ppl.runs.checkpoints import Checkpoints
+from .ppl.runs.run import Run
 from .ppl.schedule import schedule
 from .ppl.steps import InferenceState, InferenceStep, Metric
 from .ppl.trace import Trace
@@ -34,7 +53,11 @@ from .ppl.trace import Trace
 __version__ = "0.1.0"
 
 __all__ = [
+    "AmortisedGuide",
+    "AutoGuide",
     "Capability",
+    "Checkpoints",
+    "Draws",
     "FitResult",
     "GradientStep",
     "InferenceState",
@@ -42,23 +65,33 @@ __all__ = [
     "Measure",
     "Metric",
     "Model",
+    "Potential",
+    "Reparameterized",
+    "Run",
     "Trace",
+    "amortise",
     "assume_smooth",
+    "autoguide",
     "bound",
     "check",
     "condition",
+    "constrain",
     "declare_biased",
     "deterministic",
+    "diagnosis",
     "dist",
     "do",
+    "engines",
     "errors",
     "estimators",
     "expect",
     "factor",
     "families",
     "fit",
+    "from_numpyro",
     "generate",
     "grad",
+    "hmc",
     "importance",
     "kernels",
     "learning_signals",
@@ -67,14 +100,21 @@ __all__ = [
     "masked",
     "model",
     "normalize",
+    "nuts",
     "objectives",
+    "pathfinder",
+    "posterior_predictive_check",
+    "psis",
+    "reparameterize",
     "replay",
     "sample",
+    "sbc",
     "scaled",
     "schedule",
     "seed",
     "simulate",
     "smc",
+    "stopping",
     "strategies",
     "tune_estimators",
     "value_and_grad",

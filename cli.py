@@ -44,17 +44,19 @@ def _avoid_hang() -> None:
 def models() -> dict[str, str]:
     """Name and first line of every model, read without importing it."""
     found = {}
-    for path in sorted(MODELS.glob("*.py")):
-        if not path.stem.startswith("_"):
+    files = {path.stem: path for path in MODELS.glob("*.py")}
+    files |= {path.parent.name: path for path in MODELS.glob("*/__init__.py")}
+    for name, path in sorted(files.items()):
+        if not name.startswith("_"):
             summary = ast.get_docstring(ast.parse(path.read_text())) or ""
-            found[path.stem] = summary.splitlines()[0] if summary else ""
+            found[name] = summary.splitlines()[0] if summary else ""
     return found
 
 
 def list_models() -> int:
     """Print every model."""
     for name, summary in models().items():
-        print(f"{name:12}{summary}")
+        print(f"{name:16}{summary}")
     return 0
 
 

@@ -19,6 +19,8 @@ from numpyro.distributions import *  # noqa: F403
 
 from .families.flow import Flow as Flow
 from .families.implicit import Implicit as Implicit
+from .improper import Flat as Flat
+from .improper import Restricted as Restricted
 from .onehot import OneHotCategorical as OneHotCategorical
 
 

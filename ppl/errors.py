@@ -1,3 +1,5 @@
 """The exceptions of varax, public as `varax.errors`."""
 
 from ..transforms.errors import *  # noqa: F403
+from .errors_posterior import *  # noqa: F403
+from .errors_runs import *  # noqa: F403

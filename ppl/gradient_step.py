@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..transforms import finite
-from ..transforms.derivatives import is_float, join, value_and_grad
+from ..transforms.derivatives import is_float, join, reverse_mode, value_and_grad
 from ..transforms.direction import require_bound
-from ..transforms.errors import CapabilityError, ObjectiveError, ShapeError, VaraxError
+from ..transforms.errors import CapabilityError, ShapeError, VaraxError
 from ..transforms.expect import Estimators, by_path, expect
 from ..transforms.staging import Staged, stage
 from ..transforms.strategies import Strategy
@@ -43,9 +43,9 @@ class GradientStep:
         using, estimators, strict: as in `vx.expect`.
         guide: `guide(params) -> Measure`, what `posterior` answers.
 
-    The metrics are `objective`, or one for each group by its name. Where a choice has a control
-    variate (RELAX, baselines other than `LeaveOneOut`), each scalar needs its own and is evaluated
-    by itself, with the same key.
+    The metrics are `objective`, or one for each group by its name. Baselines and control variates
+    are those that each scalar would have alone: a baseline that is trained learns the share of the
+    scalar of its own group.
 
     Raises:
         GroupError: a trained parameter belongs to no group, or a group is not a part of the params.
@@ -103,7 +103,7 @@ class GradientStep:
             return {"objective": value}, grads
         names = group_names(outline)
         share = share_out(names, trained, rest, self._where)
-        values, grads = _one_by_one(program, len(names), key, trained, asked)
+        values, grads = _together(program, key, trained, asked)
         own = jax.tree.map(lambda i, *candidates: candidates[i], share, *grads)
         return dict(zip(names, values, strict=True)), own
 
@@ -173,39 +173,24 @@ class GradientStep:
         return outline
 
 
-def _one_by_one(
-    program: Callable[[Any], Any], n: int, key: jax.Array, trained: Any, asked: dict[str, Any]
+def _together(
+    program: Callable[[Any], Any], key: jax.Array, trained: Any, asked: dict[str, Any]
 ) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Estimates of n scalars, and the gradient of each by itself in everything."""
+    """Estimates of a program's scalars, and the gradient of each by itself in everything.
+
+    One evaluation of the program, linearised once and transposed by scalar. What a scalar does not
+    depend on stays out of its transpose: no zero meets an infinity there.
+    """
 
     def scalars(trained: Any) -> list[Any]:
         found = jax.tree.leaves(program(trained))
         return [x if is_float(x) else jnp.asarray(x, float) for x in found]
 
-    try:
-        return _together(scalars, key, trained, asked)
-    except (ObjectiveError, ValueError):  # a control; a loop that JAX cannot transpose
-        alone = [lambda x, i=i: scalars(x)[i] for i in range(n)]
-        values, grads = zip(*(value_and_grad(f, **asked)(key, trained) for f in alone), strict=True)
-        return values, grads
-
-
-def _together(
-    scalars: Callable[[Any], list[Any]], key: jax.Array, trained: Any, asked: dict[str, Any]
-) -> tuple[Sequence[Any], Sequence[Any]]:
-    """The same from one evaluation of the program, linearised once and transposed by scalar.
-
-    What a scalar does not depend on stays out of its transpose: no zero meets an infinity there.
-    """
-
-    def marked(trained: Any) -> tuple[jax.Array, list[Any]]:
-        # `expect` adds controls to the first output, where they would serve one scalar alone, and
-        # refuses to where that is not one number.
-        return jnp.zeros(1), scalars(trained)
-
-    values, push = jax.linearize(lambda x: expect(marked, **asked)(key, x)[1], trained)
-    pulls = [jax.linear_transpose(lambda t, i=i: push(t)[i], trained) for i in range(len(values))]
-    return values, [pull(jnp.ones_like(x))[0] for pull, x in zip(pulls, values, strict=True)]
+    with reverse_mode():
+        values, push = jax.linearize(lambda x: expect(scalars, **asked)(key, x), trained)
+        each = range(len(values))
+        pulls = [jax.linear_transpose(lambda t, i=i: push(t)[i], trained) for i in each]
+        return values, [pulls[i](jnp.ones_like(values[i]))[0] for i in each]
 
 
 def _takes_step(objective: Callable[..., Any]) -> bool:

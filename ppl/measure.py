@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -14,10 +14,16 @@ from ..transforms import trace as _trace
 from ..transforms.choices import Choices, flatten
 from ..transforms.edit import Condition, Do
 from ..transforms.errors import show_address
+from ..transforms.law import Law
 from ..transforms.layout import layout
-from ..transforms.nested import first_nested, has_nested
+from ..transforms.measures import is_normalised
+from ..transforms.nested import first_estimate
+from ..transforms.site import draws
 from ..transforms.staging import stage
 from .trace import Trace
+
+if TYPE_CHECKING:
+    from .potential import Potential
 
 
 class Capability(enum.Enum):
@@ -131,6 +137,16 @@ class Measure:
 
         return Measure(program, f"replay({self.name})")
 
+    def potential(self) -> Potential:
+        """Minus the log density on R^D, for samplers and optimisers: see `Potential`.
+
+        Raises:
+            CapabilityError: a choice is discrete or may be absent, or a density is an estimate.
+        """
+        from .potential import Potential  # which is made of measures
+
+        return Potential(self)
+
     @property
     def addresses(self) -> dict[str, tuple[int, ...]]:
         """Shape of every unobserved choice, by address (nested ones as `outer/inner`)."""
@@ -141,17 +157,18 @@ class Measure:
     def capabilities(self) -> frozenset[Capability]:
         """What this measure can do."""
         jaxpr = stage(self.program).jaxpr
-        if layout(jaxpr, kinds=("observe", "factor")):
+        proper = all(is_normalised(Law(site, []).template) for site in draws(jaxpr))
+        if not proper or layout(jaxpr, kinds=("observe", "factor")):
             found = {Capability.UNNORMALISED}
         else:
             found = {Capability.SAMPLEABLE, Capability.DENSITY}
-        if has_nested(jaxpr):
+        if first_estimate(jaxpr) is not None:
             found = found - {Capability.DENSITY} | {Capability.STOCHASTIC_DENSITY}
         return frozenset(found)
 
     def require_exact(self, who: str) -> None:
         """Raise a `CapabilityError` where this measure's density is an estimate."""
-        if (region := first_nested(stage(self.program).jaxpr)) is not None:
+        if (region := first_estimate(stage(self.program).jaxpr)) is not None:
             raise region.inexact(
                 f"{who} needs an exact density, and that of {region.name} is an estimate.",
                 "objectives.elbo and iwelbo take estimated densities in the right direction",

@@ -14,9 +14,14 @@ SHOWN = 4  # metrics
 class Progress:
     """A context manager around tqdm; shows nothing where `shown` is False."""
 
-    def __init__(self, steps: int, *, shown: bool):
+    def __init__(self, steps: int, *, shown: bool, done: int = 0):
         self.bar = tqdm(
-            total=steps, disable=not shown, unit="step", dynamic_ncols=True, smoothing=0.1
+            total=steps,
+            initial=done,
+            disable=not shown,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.1,
         )
         self.recent: dict[str, np.ndarray] = {}
 

@@ -1,5 +1,7 @@
 """`vx.fit`: it converges to exact optima, is deterministic, and explains what is not finite."""
 
+import gc
+import logging
 import re
 from pathlib import Path
 
@@ -85,6 +87,78 @@ def test_one_compilation():
     traced.clear()
     vx.fit(objective, {"m": 0.0, "s": 0.0}, optax.adam(0.02), 50, KEY, progress=False)
     assert len(traced) == 2  # a Python number too keeps its type from step to step
+
+
+def compilations(call):
+    """The names of the programs that XLA compiles during a call."""
+    lines = []
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    logger, handler = logging.getLogger("jax"), Keep()
+    logger.addHandler(handler)
+    try:
+        with jax.log_compiles():
+            call()
+    finally:
+        logger.removeHandler(handler)
+    return re.findall(r"Finished XLA compilation of (\S+) in", "\n".join(lines))
+
+
+def test_one_compilation_however_many_calls_to_the_device():
+    def run(steps, **options):
+        adam = optax.adam(optax.cosine_decay_schedule(0.02, 100))
+        data = {"data": np.arange(12.0), "batch_size": 4}
+        objective = lambda phi, batch: conjugate(phi) + 0.0 * batch.sum()  # noqa: E731
+        return vx.fit(objective, zeros(), adam, steps, KEY, **data, progress=False, **options)
+
+    run(3)  # what JAX compiles for operations outside the loop, once in a process
+    calls = []
+    short = compilations(lambda: run(3))
+    long = compilations(lambda: run(400, callbacks=[calls.append], every=5))
+    assert len(calls) == 80
+    assert long == short == ["jit(_steps)"]
+
+
+def memory():
+    """Objects that Python tracks, arrays of JAX, resident memory in MB."""
+    gc.collect()
+    resident = int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    return len(gc.get_objects()), len(jax.live_arrays()), resident / 1024
+
+
+def many_fits(n):
+    """Fits of new functions with one program."""
+    for _ in range(n):
+
+        @vx.model
+        def q(phi):
+            vx.sample("z", d.Normal(phi, 1.0))
+
+        def objective(phi, q=q):
+            return -(q(phi).simulate()["z"] ** 2)
+
+        vx.fit(objective, 1.0, optax.sgd(0.01), 3, KEY, progress=False)
+
+
+def test_a_fit_leaves_nothing_behind():
+    many_fits(2)
+    objects, arrays, _ = memory()
+    many_fits(5)
+    more, same, _ = memory()
+    assert same <= arrays and more - objects < 5 * 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_memory_stays_flat_over_a_thousand_fits():
+    many_fits(200)
+    objects, arrays, resident = memory()
+    many_fits(800)
+    more, same, grown = memory()
+    assert same <= arrays and more - objects < 800 and grown - resident < 20
 
 
 def test_minibatches_are_permutations_of_the_data():

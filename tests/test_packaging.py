@@ -69,7 +69,9 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = [Path(*package.split(".")[1:]) for package in declared["packages"]]
     modules = {file.relative_to(ROOT) for f in folders for file in (ROOT / f).glob("*.py")}
-    expected = {f"varax/{file.as_posix()}" for file in modules} | {"varax/py.typed"}
+    expected = {f"varax/{file.as_posix()}" for file in modules}
+    for package, names in declared["package-data"].items():
+        expected |= {f"{package.replace('.', '/')}/{name}" for name in names}
     content = set(zipfile.ZipFile(wheel).namelist())
     metadata = {name for name in content if name.split("/")[0].endswith(".dist-info")}
     assert content - metadata == expected

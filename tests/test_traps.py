@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from control_flow_forms import REGIONS
-from gradient_checks import label, tolerance
+from gradient_checks import check_mean, label, tolerance
 from jax import lax
 
 import varax as vx
@@ -234,3 +234,11 @@ def test_optimisation_loop_in_a_scan():
     assert abs(theta[0] - 3) < 0.1
     assert theta[1] > 2
     assert values[-20:].mean() < values[:20].mean() / 10
+
+
+def test_a_choice_whose_parameters_are_all_known_may_be_an_output():
+    """The score function of a choice without arrays, on the path of a sum."""
+    program = lambda: vx.sample("x", d.Normal(0.2, 1.0), estimator=est.Score()) + 1.0  # noqa: E731
+    draws = jax.vmap(vx.expect(program))(jax.random.split(jax.random.key(0), 1000))
+    check_mean(np.asarray(draws), 1.2)
+    assert "x" in str(vx.check(program))

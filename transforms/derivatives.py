@@ -5,8 +5,9 @@ law:  E[vx.grad(f)(key, theta)] = d E[f(theta)] / d theta
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -55,21 +56,32 @@ def value_and_grad(
             _require_scalar(out[0] if has_aux else out)
             return out
 
-        try:
+        with reverse_mode():
             value, grads = jax.value_and_grad(of_floats, has_aux=has_aux)(tuple(floats))
-        except ValueError as error:
-            if "while_loop" not in str(error):
-                raise
-            raise DifferentiationError(
-                "JAX has no reverse-mode derivative through a while_loop.",
-                got=str(error).splitlines()[0],
-                where=user_line(),
-                fix="use jax.lax.scan over the largest number of steps with "
-                "vx.masked(distribution, still_running), or jax.jvp of vx.expect",
-            ) from error
         return value, grads[0] if isinstance(argnums, int) else grads
 
     return wrapped
+
+
+@contextlib.contextmanager
+def reverse_mode() -> Iterator[None]:
+    """Name what JAX cannot transpose.
+
+    Raises:
+        DifferentiationError: a while loop.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "while_loop" not in str(error):
+            raise
+        raise DifferentiationError(
+            "JAX has no reverse-mode derivative through a while_loop.",
+            got=str(error).splitlines()[0],
+            where=user_line(),
+            fix="use jax.lax.scan over the largest number of steps with "
+            "vx.masked(distribution, still_running), or jax.jvp of vx.expect",
+        ) from error
 
 
 def _require_scalar(out: Any) -> None:

@@ -187,3 +187,23 @@ class NoDensityError(CapabilityError):
 
 class MissingExtraError(VaraxError, ImportError):
     """A feature needs a package that varax installs on request."""
+
+
+class InitialisationError(VaraxError):
+    """No point was found at which a density and its gradient are finite."""
+
+
+class GuideKindError(VaraxError):
+    """There is no such kind of guide, or it does not serve the model."""
+
+
+class UncalledModelError(CapabilityError, AttributeError):
+    """A model stands where its measure is needed: it was not called with its arguments."""
+
+
+class ReparameterizationError(VaraxError):
+    """A choice cannot be given another centring, or a centring is no number from 0 to 1."""
+
+
+class UnboundedDensityError(VaraxError):
+    """A posterior density has no peak: it is flat in a direction, or rises without end."""

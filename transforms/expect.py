@@ -19,16 +19,17 @@ import jax
 import jax.numpy as jnp
 
 from . import _jax
+from .controls import controls
 from .credit import assign
 from .dependence import Analysis
-from .errors import EstimatorError, KeyArgumentError, ObjectiveError
+from .errors import EstimatorError, KeyArgumentError
 from .estimators import Estimator, Reparam
 from .flat import Flat, Op, flatten
 from .law import Law
-from .nested import stage_forward
 from .noise import NoNoiseError
 from .paths import Fan
 from .plan import Plan
+from .planning import planned
 from .site import Address, Site, eqn_has_sites, site_p
 from .source import user_line
 from .strategies import Strategy, no_rule
@@ -66,8 +67,9 @@ def expect(
     @functools.wraps(f)
     def estimate(key: jax.Array, *args: Any, **kwargs: Any) -> Any:
         require_key(key)
-        staged = stage_forward(lambda: f(*args, **kwargs))
-        plan = Plan(staged.jaxpr, strict=strict, estimators=by_path(estimators), using=using)
+        asked = by_path(estimators)
+        program = functools.partial(f, *args, **kwargs)
+        staged, plan = planned(program, strict=strict, estimators=asked, using=using)
         return staged.rebuild(run(plan, staged.jaxpr, staged.consts, key))
 
     return estimate
@@ -124,10 +126,8 @@ def run(plan: Plan, jaxpr: Any, operands: list[Any], key: jax.Array) -> list[Any
         fan.weights.averaged = n > 1
         fan.run(operands, key)
         outs = fan.outputs()
-        if added := fan.weights.added() + _errors(fan):
-            _require_scalar(flat)
-            for control in added:
-                outs[0] = outs[0] + fan.mean_of(control).astype(outs[0].dtype)
+        for i, control in controls(fan):
+            outs[i] = outs[i] + control.astype(outs[i].dtype)
         return outs
 
     if n == 1 and not plan.using.chooses:
@@ -182,33 +182,6 @@ def _cut(noise: jax.Array, chosen: dict[int, tuple[int, ...]]) -> dict[int, jax.
     return parts
 
 
-def _errors(fan: Fan) -> list[Any]:
-    """What trains baselines: each compares its choice's share of the objective with a guess.
-
-    The share of an element is the derivative of the objective in its log weight.
-    """
-    trained = fan.weights.regressions()
-    if not trained:
-        return []
-    _require_scalar(fan.flat)
-    zeros = {n: jnp.zeros(fan.credit.found.shapes[n]) for n in trained}
-    signals = jax.grad(lambda shift: fan.outputs(shift, only=1)[0])(zeros)
-    return fan.weights.errors(jax.lax.stop_gradient(signals))
-
-
 def _mean(x: jax.Array, weights: jax.Array) -> jax.Array:
     x = x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)
     return jnp.tensordot(weights.astype(x.dtype), x, 1)
-
-
-def _require_scalar(flat: Flat) -> None:
-    """Baselines and controls are for one number."""
-    shape = flat.shape(flat.outs[0]) if flat.outs else None
-    if shape != ():
-        raise ObjectiveError(
-            "A baseline or a control variate needs an objective that is one number.",
-            expected="a scalar, alone or first",
-            got="nothing" if shape is None else f"shape {shape}",
-            where=user_line(),
-            fix="return the mean or the sum, or use estimators without them (Score(), Reparam())",
-        )

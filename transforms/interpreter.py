@@ -32,6 +32,8 @@ class Handler:
 
     def nested(self, region: Any, jaxprs: Any, values: list[Any]) -> list[Any]:
         """The values of a nested measure (`nested.py`)."""
+        if region.how.exact:
+            raise region.whole()
         headline = f"{region.name} has a density that is an estimate; an exact one is needed here."
         raise region.inexact(headline)
 

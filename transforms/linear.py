@@ -25,9 +25,9 @@ LINEAR = UNARY | ADDITIVE | PRODUCTS | FIRST | {"select_n"}
 def linear_in(op: Any, random: Container[int]) -> list[int]:
     """The random operands in which an equation is linear; none if it is not, in all of them."""
     among = [x for x in op.ins if isinstance(x, int) and x in random]
-    name, first = op.eqn.primitive.name, op.ins[0] if op.ins else None
-    if not _numbers(op.eqn):
+    if not among or not _numbers(op.eqn):
         return []
+    name, first = op.eqn.primitive.name, op.ins[0]
     if name in UNARY or name in ADDITIVE:
         return among
     if name in PRODUCTS and len(among) == 1:

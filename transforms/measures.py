@@ -129,14 +129,25 @@ def log_prob(measure: Any, value: Array) -> Array:
 
 def _log_prob(measure: Any, value: Array) -> Array:
     if isinstance(measure, npd.MaskedDistribution):
-        inner = _log_prob(measure.base_dist, value)
-        return jnp.where(_trailing(measure._mask, measure, inner), inner, 0.0)
+        inner, mask = _log_prob(measure.base_dist, value), jnp.asarray(measure._mask)
+        inside = len(single(measure).batch_shape) - len(measure.batch_shape) if mask.ndim else 0
+        return jnp.where(mask.reshape(mask.shape + (1,) * max(inside, 0)), inner, 0.0)
     element = single(measure)
+    if element is not measure and _has_mask(measure.base_dist):
+        inner = _log_prob(measure.base_dist, value)
+        return jnp.broadcast_to(inner, value.shape[: value.ndim - len(element.event_shape)])
     if element is not measure and isinstance(measure, npd.ExpandedDistribution):
         element = element.expand(value.shape[: value.ndim - len(element.event_shape)])
     found = element.log_prob(value)
     shape = value.shape[: value.ndim - len(getattr(element, "event_shape", ()))]
     return jnp.broadcast_to(found, shape)
+
+
+def _has_mask(measure: Any) -> bool:
+    """Whether NumPyro's mask is somewhere under copies of a distribution."""
+    if isinstance(measure, (npd.Independent, npd.ExpandedDistribution)):
+        return _has_mask(measure.base_dist)
+    return isinstance(measure, npd.MaskedDistribution)
 
 
 def _trailing(x: Any, measure: Any, elements: Array) -> Array:
@@ -179,6 +190,12 @@ def batch_shape(measure: Any) -> tuple[int, ...]:
 def is_reparameterizable(measure: Any) -> bool:
     """True where `rsample` gives a draw that is differentiable in the parameters."""
     return bool(getattr(innermost(measure), "has_rsample", False))
+
+
+def is_normalised(measure: Any) -> bool:
+    """False for a density that is no probability, or known up to a constant only."""
+    measure = named(measure)
+    return bool(getattr(measure, "normalised", not isinstance(measure, npd.ImproperUniform)))
 
 
 def is_discrete(measure: Any) -> bool:

@@ -15,8 +15,8 @@ Only `simulate`, `log_density` and `generate` estimate; elsewhere the measure is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, Protocol
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, ClassVar, NoReturn, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,12 @@ class Problem:
 
 
 class How(Protocol):
-    """What draws from a nested measure and estimates its density, inside a program."""
+    """What draws from a nested measure and estimates its density, inside a program.
+
+    Where `exact` is true the density is no estimate but for what its programs estimate themselves.
+    """
+
+    exact: ClassVar[bool]
 
     def simulate(self, problem: Problem) -> tuple[Flat, jax.Array]:
         """A draw and log w with E[1 / w | x] = 1 / p(x)."""
@@ -120,6 +125,17 @@ class Region:
             got="StochasticDensity",
             where=self.line,
             fix=fix,
+        )
+
+    def whole(self) -> CapabilityError:
+        """The error for an operation on the parts of a density that is one."""
+        return CapabilityError(
+            f"{self.name} has one density for all its choices, which this needs one by one.",
+            address=self.addresses[0],
+            expected="choices of the program's own",
+            got=", ".join(map(show_address, self.addresses)),
+            where=self.line,
+            fix="scale or mask log densities in the objective: factor * q.log_density(choices)",
         )
 
     def again(self, jaxprs: Any, operands: list[Any], **changes: Any) -> list[Any]:
@@ -272,9 +288,9 @@ class Forward(Edit):
         return list(drawn.values())
 
 
-def stage_forward(program: Program) -> Staged:
+def stage_forward(program: Program, forward: Collection[Address] = ()) -> Staged:
     """`stage`, with nested measures replaced by draws from them."""
-    staged = stage(program)
+    staged = stage(program, forward)
     while has_nested(staged.jaxpr):
         old = staged
         staged = stage(lambda old=old: old.rebuild(evaluate(Forward(), old.jaxpr, old.consts)))
@@ -283,21 +299,28 @@ def stage_forward(program: Program) -> Staged:
 
 def first_nested(jaxpr: Any) -> Region | None:
     """A nested measure of a program, at any depth, or None."""
-    jaxpr, _ = _jax.opened(jaxpr)
-    if not has_sites(jaxpr):
-        return None
-    for eqn in jaxpr.eqns:
-        if eqn.primitive is nested_p:
-            return eqn.params["region"]
-        for sub in _jax.subjaxprs(eqn):
-            if (found := first_nested(sub)) is not None:
-                return found
-    return None
+    return next(_nested(jaxpr), None)
+
+
+def first_estimate(jaxpr: Any) -> Region | None:
+    """A nested measure of a program whose density is an estimate, or None."""
+    return next((region for region in _nested(jaxpr) if not region.how.exact), None)
 
 
 def has_nested(jaxpr: Any) -> bool:
     """Whether a program has a nested measure."""
     return first_nested(jaxpr) is not None
+
+
+def _nested(jaxpr: Any) -> Iterator[Region]:
+    jaxpr, _ = _jax.opened(jaxpr)
+    if not has_sites(jaxpr):
+        return
+    for eqn in jaxpr.eqns:
+        if eqn.primitive is nested_p:
+            yield eqn.params["region"]
+        for sub in _jax.subjaxprs(eqn):
+            yield from _nested(sub)
 
 
 # ---- the primitive's own rules

@@ -173,7 +173,7 @@ class Fan:
             self.weights.apart[axis] = (number, weights)
         dep = self.credit.deps.get(op.outs[0], NONE)
         for one in control:
-            self.weights.add_control(one, dep, len(groups))
+            self.weights.add_control(number, one, dep, len(groups))
         return [values]
 
     def _open(self, behind: int, *found: Spread) -> tuple[int, list[Spread]]:
@@ -199,16 +199,15 @@ class Fan:
 
     # ---- results
 
-    def outputs(self, shift: dict[int, Any] | None = None, only: int | None = None) -> list[Any]:
+    def outputs(self, shift: dict[int, Any] | None = None) -> list[Any]:
         """The estimates of the program's outputs.
 
         Args:
             shift: what to add to the log weights of some choices.
-            only: how many outputs, from the first.
         """
         tail = Tail(self, shift)
         tail.run()
-        return [self._output(x, tail) for x in self.flat.outs[:only]]
+        return [self._output(x, tail) for x in self.flat.outs]
 
     def _output(self, x: Any, tail: Tail) -> jax.Array:
         if isinstance(x, int) and not self.flat.is_float(x):

@@ -8,7 +8,7 @@ them; else the score function with a leave-one-out baseline.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -29,7 +29,7 @@ from .errors import (
 from .estimators import Branching, Enumerate, Estimator, LeaveOneOut, Reparam, Score
 from .estimators.base import cannot
 from .law import Law, is_finite
-from .site import Address, Site, eqn_has_sites, has_sites, site_p
+from .site import Address, Site, draws, eqn_has_sites, has_sites, site_p
 from .source import user_line
 from .strategies import Strategy
 
@@ -126,7 +126,7 @@ class Plan:
             return asked.pathwise
 
         while found := soundness.violations(jaxpr, pathwise, direct=True):
-            for site in _draws(jaxpr):
+            for site in draws(jaxpr):
                 if (violation := found.get(id(site))) is None:
                     continue
                 asked, law = self._asked(site), Law(site, [])
@@ -142,7 +142,7 @@ class Plan:
     def _all_known(self) -> None:
         if not self.asked:
             return
-        addresses = {site.address for site in _draws(self._jaxpr)}
+        addresses = {site.address for site in draws(self._jaxpr)}
         if unknown := self.asked.keys() - addresses:
             raise UnknownAddressError(
                 "An estimator is given for an address that the program does not have.",
@@ -239,17 +239,6 @@ class Plan:
         if eqn.primitive is _jax.scan_p:
             return min(max(counts) ** min(eqn.params["length"], 64), MOST + 1)
         return max(counts) if eqn.primitive is _jax.cond_p else math.prod(counts)
-
-
-def _draws(region: Any) -> Iterator[Site]:
-    """The random choices of a region."""
-    for eqn in _jax.opened(region)[0].eqns:
-        if eqn.primitive is site_p:
-            if eqn.params["site"].kind == "draw":
-                yield eqn.params["site"]
-        elif eqn_has_sites(eqn):
-            for sub in filter(has_sites, _jax.subjaxprs(eqn)):
-                yield from _draws(sub)
 
 
 def _require_usable(law: Law, estimator: Estimator) -> None:

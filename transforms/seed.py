@@ -21,8 +21,8 @@ from .errors import DifferentiationError
 from .interpreter import Handler, run
 from .law import Law
 from .measures import is_reparameterizable
-from .nested import stage_forward
 from .pool import Pool, pooled, sample_from
+from .pushforward import stage_drawing
 from .site import Site, eqn_has_sites, with_lanes
 from .staging import Program
 
@@ -86,8 +86,7 @@ def seed(program: Program, key: jax.Array) -> Any:
         DifferentiationError: when differentiated with respect to the parameters of a draw that
             has no pathwise derivative (`jax.grad` would silently drop the score term).
     """
-    staged = stage_forward(program)
-    return run(Seed(key), staged)
+    return run(Seed(key), stage_drawing(program))
 
 
 def forward(site: Site, operands: list[Any], key: jax.Array, pool: Pool | None = None) -> jax.Array:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NoReturn
 
 import jax
@@ -263,6 +263,17 @@ def first_site(jaxpr: Any) -> Site:
             if has_sites(sub):
                 return first_site(sub)
     raise LookupError("no site in this jaxpr")
+
+
+def draws(region: Any) -> Iterator[Site]:
+    """The random choices of a region, in program order."""
+    for eqn in _jax.opened(region)[0].eqns:
+        if eqn.primitive is site_p:
+            if eqn.params["site"].kind == "draw":
+                yield eqn.params["site"]
+        elif eqn_has_sites(eqn):
+            for sub in filter(has_sites, _jax.subjaxprs(eqn)):
+                yield from draws(sub)
 
 
 # ---- the primitive's own rules

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 
 from . import _jax
 from .errors import TracedBranchError, show_address
-from .site import site_p
+from .site import Address, site_p
 from .source import is_user_file
 
 Program = Callable[[], Any]  # no arguments: what it needs is in its closure
@@ -34,10 +34,21 @@ class Staged:
 
 
 _HOLE = object()
+_forward = jax.make_user_context(frozenset())  # `jax.jit` traces anew where it is another
 
 
-def stage(program: Program) -> Staged:
+def drawn_forward() -> frozenset[Address]:
+    """The addresses at which the program that is being staged draws noise, see `pushforward`."""
+    return _forward.value
+
+
+def stage(program: Program, forward: Collection[Address] = ()) -> Staged:
     """Trace `program()` to a jaxpr. Its closure may hold tracers of any outer transformation.
+
+    Args:
+        program: a program.
+        forward: addresses of draws that are computed from their noise (`pushforward.py`). Programs
+            that are staged inside have none.
 
     Raises:
         TracedBranchError: Python control flow (`if`, `int()`, `range()`) needed a traced value.
@@ -47,7 +58,8 @@ def stage(program: Program) -> Staged:
     def flat() -> list[Any]:
         nonlocal tree, statics
         try:
-            leaves, tree = jax.tree.flatten(program())
+            with _forward(frozenset(forward)):
+                leaves, tree = jax.tree.flatten(program())
         except _jax.CONCRETIZATION_ERRORS as error:  # here, where JAX has not cut the traceback
             raise _traced_branch(error) from error
         except TypeError as error:  # a traced shape, a traced number in an f-string

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import _jax, density, nested
+from . import _jax, density, nested, pushforward
 from .arrays import where_leading
 from .bounds import estimate
 from .choices import Choices, Flat, Given, check, check_support, flatten, loop_density
@@ -27,7 +27,7 @@ from .law import Law
 from .layout import Entry, layout
 from .nested import Region, observations
 from .site import Address, Site, first_site, rebind, unpack, with_lanes
-from .staging import Program, Staged, stage
+from .staging import Program, Staged, drawn_forward, stage
 
 
 @jax.tree_util.register_dataclass
@@ -73,6 +73,9 @@ class Joint(Given):
             if not site.lanes:
                 check_support(site.address, *unpack(site, operands), site.line)
             lp = density.observed(site, operands)
+        elif self._is_forward(site):
+            value, lp = pushforward.draw(site, operands, self.prefix + site.address)
+            kept = "choices"
         else:
             value, kept = self._value(site, operands), "choices"
             lp = density.at(site, operands, value)
@@ -95,17 +98,24 @@ class Joint(Given):
         if given is None:
             drawn, log_w = nested.simulate(inner, jaxprs, values)
             found = dict(zip(region.addresses, drawn.values(), strict=True))
-            log_w = estimate(log_w, "1 / p", region.name, region.line)
+            if not region.how.exact:
+                log_w = estimate(log_w, "1 / p", region.name, region.line)
         else:
             found = given
             renamed = dict(zip(inner.addresses, given.values(), strict=True))
             log_w = nested.log_density(inner, jaxprs, values, renamed)
-            log_w = estimate(log_w, "p", region.name, region.line)
+            if not region.how.exact:
+                log_w = estimate(log_w, "p", region.name, region.line)
         for address, value in found.items():
             self._keep(kept, address, value)
         weighed = region.observed or any(a in self.weighed for a in found)
         self._add(log_w.sum(), given=weighed)
         return list(found.values())
+
+    def _is_forward(self, site: Site) -> bool:
+        """Whether a draw is to be computed from its noise."""
+        drawn = site.address not in self.given
+        return drawn and self.prefix + site.address in drawn_forward() and pushforward.serves(site)
 
     def _value(self, site: Site, operands: list[Any]) -> Any:
         if site.address in self.given:

@@ -26,7 +26,7 @@ class Weights:
         apart: by axis, the number of the choice and its weights, of shape `groups`.
         joint: by axis, the weights of choices whose elements are coupled.
         baselines: by number, of shape `elements`.
-        controls: scalars to add to the objective.
+        controls: the number of a choice and a scalar to add to what depends on it.
         averaged: whether several runs are averaged, so that all outputs become floats.
     """
 
@@ -38,7 +38,7 @@ class Weights:
         self.apart: dict[int, tuple[int, Spread]] = {}
         self.joint: dict[int, Spread] = {}
         self.baselines: dict[int, Spread] = {}
-        self.controls: list[Spread] = []
+        self.controls: list[tuple[int, Spread]] = []
         self.behind: dict[int, Dep | None] = {}  # of the values of choices with a baseline
         self._numbers = {p: n for n, p in enumerate(credit.found.choices)}
         self._sums: dict[tuple[int, bool], Spread | None] = {}
@@ -63,10 +63,10 @@ class Weights:
             self.baselines[number] = baseline
             self.behind[number] = dep
 
-    def add_control(self, control: Spread, dep: Dep, rank: int) -> None:
+    def add_control(self, number: int, control: Spread, dep: Dep, rank: int) -> None:
         """Take a control variate of a choice, of the shape of its groups or a scalar."""
         known = dep if _rank(control) == rank else None
-        self.controls += self._alone(control, known)
+        self.controls += [(number, c) for c in self._alone(control, known)]
 
     def _alone(self, control: Spread, dep: Dep | None) -> list[Spread]:
         """A scalar from a control over elements, or nothing where it cannot be told which element
@@ -212,19 +212,19 @@ class Weights:
             self._compared = sum(1 << n for n, r in enumerate(runs) if r > 1)
         return self._compared
 
-    # ---- what is added to the objective
+    # ---- what is added to the outputs
 
-    def added(self) -> list[Spread]:
-        """Controls of mean zero: those of estimators, and baselines times their scores."""
+    def added(self) -> list[tuple[int, Spread]]:
+        """Controls of mean zero, by choice: those of estimators, and baselines times scores."""
         found = list(self.controls)
         for number, baseline in self.baselines.items():
             (control,) = self.axes.apply(
                 lambda w, b: [-jax.lax.stop_gradient(b) * jnp.expm1(w)], self.log[number], baseline
             )
-            found += self._alone(control, self.behind[number])
+            found += [(number, c) for c in self._alone(control, self.behind[number])]
         return found
 
-    def regressions(self) -> dict[int, float]:
+    def trained(self) -> dict[int, float]:
         """The choices whose baseline is trained, with the sign."""
         signs = {
             n: getattr(self.plan.estimator(self.credit.found.sites[n]), "regression", 0.0)
@@ -232,20 +232,16 @@ class Weights:
         }
         return {n: sign for n, sign in signs.items() if sign}
 
-    def errors(self, signals: dict[int, Any]) -> list[Spread]:
-        """Zeros whose gradient is that of minus half the baselines' squared errors, signed."""
+    def error(self, number: int, signal: Any) -> list[Spread]:
+        """A zero whose gradient is that of minus half a baseline's squared error, signed."""
+        sign = self.trained()[number]
 
-        def loss(baseline: Any, signal: Any, sign: float) -> Any:
+        def loss(baseline: Any) -> list[Any]:
             half = -sign * (signal - baseline) ** 2 / 2
-            return half - jax.lax.stop_gradient(half)
+            return [half - jax.lax.stop_gradient(half)]
 
-        found = []
-        for n, sign in self.regressions().items():
-            (each,) = self.axes.apply(
-                lambda b, n=n, sign=sign: [loss(b, signals[n], sign)], self.baselines[n]
-            )
-            found += self._alone(each, self.behind[n])
-        return found
+        (each,) = self.axes.apply(loss, self.baselines[number])
+        return self._alone(each, self.behind[number])
 
 
 def _rank(value: Spread) -> int:

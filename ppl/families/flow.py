@@ -34,7 +34,8 @@ class Flow(npd.TransformedDistribution):
             condition; under `jax.vmap` each lane has its own.
         support: of y where it is not all of R^D, a constraint of NumPyro.
 
-    `log_prob(y)` inverts f; `draw(address)` gives a draw and its density by f alone.
+    `log_prob(y)` inverts f. The density of a program's own pathwise draw is computed by f alone,
+    and so is that of `draw(address)`, which leaves the noise itself in the program.
 
     Raises:
         ShapeError: base, bijection and condition do not fit.
@@ -70,6 +71,10 @@ class Flow(npd.TransformedDistribution):
         x, log_det = self.transforms[0].inverse_and_log_det(value)
         return self.base_dist.log_prob(x) + log_det
 
+    def forward(self, x: Any) -> tuple[Array, Array]:
+        """y = f(x) and log |det df/dx|, leading axes kept."""
+        return self.transforms[0].call_with_intermediates(x)
+
     def draw(self, address: str) -> tuple[Array, Array]:
         """y and log q(y) in a program, by the forward pass of f.
 
@@ -77,16 +82,16 @@ class Flow(npd.TransformedDistribution):
                 z, log_q = Flow(base, phi).draw("noise")
                 return model().log_density({"z": z} | data) - log_q
 
-        For bijections whose inverse is slow (autoregressive), numerical (planar) or missing. The
-        random choice is that of the base, at `address`, and pathwise: y may not reach a jump, and
-        another estimator at `address` would not see one.
+        For bijections that have no inverse, and programs that use the noise. The random choice is
+        that of the base, at `address`, and pathwise: y may not reach a jump, and another estimator
+        at `address` would not see one.
 
         Raises:
             NotReparameterizableError: the base has no differentiable sampler.
         """
         x = sample(address, self.base_dist, estimator=Reparam())
-        y, log_det = self.transforms[0].call_with_intermediates(x)
-        return y, self.base_dist.log_prob(x) - log_det
+        y, log_det = self.forward(x)
+        return y, jnp.asarray(self.base_dist.log_prob(x)) - log_det
 
 
 class Pushed(Transform):

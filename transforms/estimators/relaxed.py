@@ -91,7 +91,8 @@ class RELAX(Branching):
 
         k(b)  +  c(r(z))  -  (p(b; theta) / p(b)) c(r(z'))
 
-    Unbiased for every k and every differentiable c; any order of derivative. One run. The program
+    Unbiased for every k and every differentiable c; any order of derivative. The value of the
+    estimate is k(b): c, whose mean is zero, enters with its derivatives alone. One run. The program
     never sees a relaxed value, so that any finite support of scalars is served: r(z) of a
     categorical law is a vector on the simplex.
 

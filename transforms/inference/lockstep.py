@@ -27,6 +27,10 @@ class Retaining(Joint):
     flag: Any = None  # whether this particle is
     values: Flat = {}  # noqa: RUF012
 
+    def _is_forward(self, site: Site) -> bool:
+        """A retained particle has values, not the noise that they came from."""
+        return False
+
     def _value(self, site: Site, operands: list[Any]) -> Any:
         drawn = super()._value(site, operands)
         if self.flag is None or site.address in self.given:

@@ -13,6 +13,7 @@ Lew, Cusumano-Towner and Mansinghka 2022 (RAVI); Lew, Huot, Staton and Mansinghk
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 
@@ -26,6 +27,8 @@ class Marginal:
     """Some addresses of a program, the others integrated out by an algorithm."""
 
     using: Algorithm
+
+    exact: ClassVar[bool] = False
 
     def simulate(self, problem: Problem) -> tuple[Flat, jax.Array]:
         """x and log w with E[1 / w | x] = 1 / p(x)."""
@@ -51,6 +54,8 @@ class Normalized:
     """What an algorithm draws from a target."""
 
     using: Algorithm
+
+    exact: ClassVar[bool] = False
 
     def simulate(self, problem: Problem) -> tuple[Flat, jax.Array]:
         """x and log w with E[1 / w | x] = 1 / q(x)."""

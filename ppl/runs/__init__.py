@@ -1,0 +1,1 @@
+"""What a long fit needs beside its steps: data, devices, checkpoints, callbacks."""

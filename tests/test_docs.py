@@ -1,0 +1,19 @@
+"""Every page's Python runs from top to bottom, as a reader would paste it."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+DOCS = sorted((Path(__file__).resolve().parents[1] / "docs").glob("*.md"))
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+PAGES = {page.name: BLOCK.findall(page.read_text()) for page in DOCS}
+
+
+@pytest.mark.parametrize("page", [name for name, blocks in PAGES.items() if blocks])
+def test_a_page_runs(page, capsys):
+    names = {"__name__": "page"}
+    with jax.enable_x64(jax.config.jax_enable_x64):
+        for block in PAGES[page]:
+            exec(compile(block, page, "exec"), names)
