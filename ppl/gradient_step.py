@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ..transforms import finite
 from ..transforms.derivatives import is_float, join, reverse_mode, value_and_grad
@@ -36,7 +37,9 @@ class GradientStep:
             All scalars come from the same draws, in one evaluation of the program. An objective
             with an argument named `step` is given the number of steps that this one has taken.
         optimizer: an optax gradient transformation (for one of its own in each group,
-            `optax.multi_transform`).
+            `optax.multi_transform`). One that takes `value=`, such as
+            `optax.contrib.reduce_on_plateau`, is given the objective's (the groups' sum), negated
+            where it is maximised.
         groups: the names of those that are trained, such as `"guide"`, `("guide", "prior")` or
             `"guide/local"`; all by default. The others are constants.
         maximize: False minimises.
@@ -79,7 +82,10 @@ class GradientStep:
         trained, rest = self._split(state.params)
         sign = -1.0 if self.maximize else 1.0
         downhill = jax.tree.map(lambda g: sign * g, grads)
-        updates, optimizer = self.optimizer.update(downhill, state.memory["optimizer"], trained)
+        value = sign * sum(metrics.values())  # some transformations watch it (reduce_on_plateau)
+        updates, optimizer = optax.with_extra_args_support(self.optimizer).update(
+            downhill, state.memory["optimizer"], trained, value=value
+        )
         trained = jax.tree.map(lambda x, u: (x + u).astype(x.dtype), trained, updates)
         memory = {"optimizer": optimizer, "steps": state.memory["steps"] + 1}
         return InferenceState(join(trained, rest), memory), metrics

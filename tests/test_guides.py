@@ -318,3 +318,17 @@ def test_constant_data():
         vx.errors.UnboundedDensityError, match=r"(?s)still rises.*sigma.*data that are constant"
     ):
         vx.autoguide(linear(np.ones((N, 1)), np.full(N, 3.0)), "full_rank")
+
+
+def test_amortised_is_a_kind_for_functions_of_a_point():
+    @vx.model
+    def point(x):
+        z = vx.sample("z", d.Normal(0.0, 3.0))
+        vx.sample("x", d.Normal(z, 1.0), obs=x)
+
+    guide = vx.autoguide(point, "amortised", batch=np.linspace(-1.0, 1.0, 5))
+    assert isinstance(guide, vx.AmortisedGuide)
+    with pytest.raises(vx.errors.GuideKindError, match=r"function of one data point"):
+        vx.autoguide(regression(), "amortised")
+    with pytest.raises(vx.errors.CapabilityError, match="no example"):
+        vx.autoguide(point, "amortised")

@@ -113,16 +113,16 @@ def test_reference_draws_are_from_this_posterior(name):
     check_mean(found, np.zeros(found.shape[1]))
 
 
-def with_variance(x, y):
-    """sigma taken for a standard deviation."""
+def with_amplitude(x, y):
+    """alpha in the place of its square."""
     rho, alpha = gp.scales()
     sigma = vx.sample("sigma", d.HalfNormal(1.0))
-    cov = gp.kernel(x, alpha, rho) + sigma**2 * jnp.eye(len(x))
+    cov = gp.kernel(x, jnp.sqrt(alpha), rho) + sigma * jnp.eye(len(x))
     vx.sample("y", d.MultivariateNormal(jnp.zeros(len(x)), cov), obs=y)
 
 
-def with_shifted_noise(T, y):
-    """An error that does not reach the next step."""
+def with_one_error(T, y):
+    """An error that is not made of the one before."""
     mu = vx.sample("mu", d.Normal(0.0, 10.0))
     phi = vx.sample("phi", d.Normal(0.0, 2.0))
     theta = vx.sample("theta", d.Normal(0.0, 2.0))
@@ -142,8 +142,8 @@ def with_one_sd(mom_hs, mom_iq, kid_score):
 
 
 BROKEN = {
-    "gp_pois_regr-gp_regr": with_variance,
-    "arma-arma11": with_shifted_noise,
+    "gp_pois_regr-gp_regr": with_amplitude,
+    "arma-arma11": with_one_error,
     "kidiq_with_mom_work-kidscore_interaction_z": with_one_sd,
 }
 

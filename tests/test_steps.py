@@ -234,3 +234,15 @@ def test_the_documents_code_runs_and_agrees():
             variance = theta["slope"] ** 2 + np.exp(2 * theta["log_sd"])
             assert abs(np.log(variance / scope["x"].var())) < 0.4
     np.testing.assert_allclose(theta["weight"] @ theta["mean"], scope["x"].mean(), rtol=1e-4)
+
+
+def test_an_optimizer_that_watches_the_objective():
+    """`reduce_on_plateau` halves the learning rate where a constant objective stops falling."""
+    optimizer = optax.chain(
+        optax.sgd(1.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=3, cooldown=0)
+    )
+    result = fit(lambda p: -1.0 + 0.0 * p, jnp.array(0.0), optimizer, steps=20)
+    scale = result.state.memory["optimizer"][1].scale
+    assert scale <= 0.5**3
+    moving = fit(lambda p: p, jnp.array(0.0), optimizer, steps=20)
+    assert moving.state.memory["optimizer"][1].scale == 1.0

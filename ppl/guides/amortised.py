@@ -107,13 +107,13 @@ def amortise(
     Raises:
         CapabilityError: a choice is discrete or may be absent, or the model gives no measure.
     """
-    first = jax.tree.map(lambda x: jnp.asarray(x)[0], example)
-    made = model(first) if callable(model) else None
+    is_ready = callable(model) and example is not None
+    made = model(jax.tree.map(lambda x: jnp.asarray(x)[0], example)) if is_ready else None
     if not isinstance(made, Measure):
         raise CapabilityError(
             "An amortised guide needs a function from a data point to a measure.",
-            expected="lambda x: model(x)",
-            got=repr(model),
+            expected="vx.amortise(lambda x: model(x), example=x[:100])",
+            got=f"{model!r}{'' if example is not None else ' and no example'}",
             where=user_line(),
         )
     table = jax.vmap(features)(jax.tree.map(jnp.asarray, example))  # [N, F]

@@ -15,13 +15,14 @@ from ...transforms.source import user_line
 from ..language import sample
 from ..measure import Measure
 from ..potential import Potential, constrain
+from .amortised import AmortisedGuide, amortise
 from .flow import FlowGuide
 from .gaussian import FullRank, Laplace, LowRank, MeanField
 from .start import FULL, Start, find_start
 from .structured import Structured, find_parents
 
 Array = jax.Array
-KINDS = ("mean_field", "full_rank", "low_rank", "structured", "flow", "laplace")
+KINDS = ("mean_field", "full_rank", "low_rank", "structured", "flow", "laplace", "amortised")
 ADDRESS = "unconstrained"  # of the draw of u
 
 
@@ -133,7 +134,7 @@ def autoguide(
     layers: int = 4,
     spline: bool = False,
     batch: Any = None,
-) -> AutoGuide:
+) -> AutoGuide | AmortisedGuide:
     """A guide over all unobserved choices of a model.
 
     Args:
@@ -143,7 +144,8 @@ def autoguide(
             with any covariance; "low_rank": diagonal plus `rank` directions; "structured": normals
             given their parents in the model's own graph, scales included; "flow": an inverse
             autoregressive flow; "laplace": the Gaussian by the curvature where the search ends, not
-            trained.
+            trained; "amortised": `vx.amortise`, where `model` is a function of one data point and
+            `batch` some of them.
         key: of the search for the start; `jax.random.key(0)` by default.
         start: where the search begins: "uniform", "prior" or choices, as in `Potential.initial`; or
             the result of a search, `Start`. The search makes the guide independent of the units
@@ -158,13 +160,18 @@ def autoguide(
         CapabilityError: a choice is discrete or may be absent.
         InitialisationError: nowhere is the density finite: names the site.
     """
+    if kind == "amortised" and not isinstance(model, Measure):
+        return amortise(model, batch)
     example = model if isinstance(model, Measure) else _of_batch(model, batch)
-    if kind not in KINDS:
+    if kind not in KINDS or kind == "amortised":
         raise GuideKindError(
             "There is no such kind of guide.",
             expected=", ".join(KINDS),
             got=repr(kind),
             where=user_line(),
+            fix='"amortised" is for a function of one data point: vx.amortise(model, example)'
+            if kind == "amortised"
+            else None,
         )
     potential = example.potential()
     d = potential.size
