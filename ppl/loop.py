@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..transforms import _numpyro  # noqa: F401  (resumed runs compile the same program)
 from ..transforms.derivatives import join
 from ..transforms.errors import NonFiniteError
 from .batches import Batches

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _jax
+from . import _jax, _numpyro  # noqa: F401  (_numpyro: operands in one order in every process)
 from .errors import DifferentiationError, UnhandledSampleError
 from .source import user_line
 
