@@ -5,8 +5,12 @@ of our draws, and for means also that of the truth. A 5-sigma rule on some 8,000
 false alarm once in 200 runs, were the errors normal. All targets have the same settings, but for
 the number of draws and, up to 110 dimensions, a dense mass matrix.
 
-`worst` is the largest distance of a mean, in the truth's standard deviations, and the range of the
-ratios of standard deviations.
+The gym skips its own test of two targets, those with unknown scales (its issue b/171518508): their
+ground truth could not be reproduced. For Brownian motion the exact posterior is known by quadrature
+(`exact` in the table), from which the gym's truth is 18 of its standard errors away.
+
+`worst mean` is the largest distance of a mean, in the truth's standard deviations; `sd` the range
+of the ratios of standard deviations.
 
     python benchmarks/inference_gym.py [--quick] [--only NAME] [--fresh] [--save | --out FILE]
 
@@ -24,38 +28,55 @@ import jax
 from _report import Report
 
 from varax.models import inference_gym
+from varax.models.inference_gym import Truth
+from varax.models.inference_gym.brownian_motion import exact_posterior
 from varax.models.inference_gym.run import sampled
 
 DENSE = 110  # dimensions
-LARGE = 1000  # dimensions from which a draw takes a second
+LARGE = 1000  # dimensions
+FEWER = {  # draws and warmup, where a draw takes long; 2000 and 1000 elsewhere
+    "stochastic_volatility_log_sp500": (500, 700),
+    "stochastic_volatility_sp500": (500, 700),
+    "synthetic_log_gaussian_cox_process": (500, 500),
+}
 Z = 5.0
 
 
-def result_of(name: str, size: int) -> dict[str, Any]:
-    draws = sampled(
-        name,
-        jax.random.key(0),
-        draws=500 if size > LARGE else 2000,
-        warmup=1000,
-        dense=size <= DENSE,
-        progress=False,
-    )
-    truth = inference_gym.truth(name)
-    parts = inference_gym.compare(truth, {part: draws[part] for part in truth}).values()
+BROWNIAN = "brownian_motion_unknown_scales_missing_middle_observations"
+SKIPPED = (BROWNIAN, "convection_lorenz_bridge_unknown_scales")  # by the gym
+
+
+def truths(name: str) -> dict[str, dict[str, Truth]]:
+    """What there is to compare with."""
+    found = {name: inference_gym.truth(name)}
+    if name == BROWNIAN:
+        observed = inference_gym.load("brownian_motion")["observed_locs"]
+        found[f"{name}, exact"] = exact_posterior(observed)
+    return found
+
+
+def results_of(name: str, size: int) -> dict[str, Any]:
+    """By what was compared with."""
+    draws, warmup = FEWER.get(name, (2000, 1000))
+    chains = sampled(name, jax.random.key(0), draws, warmup, dense=size <= DENSE, progress=False)
+    found = {}
+    for what, truth in truths(name).items():
+        parts = inference_gym.compare(truth, {part: chains[part] for part in truth}).values()
+        found[what] = {
+            "z_mean": max(float(c.z_mean.max()) for c in parts),
+            "z_variance": max(float(c.z_variance.max()) for c in parts),
+            "error": max(float(c.error.max()) for c in parts),
+            "ratio": [
+                min(float(c.ratio.min()) for c in parts),
+                max(float(c.ratio.max()) for c in parts),
+            ],
+            "ess": min(float(c.ess.min()) for c in parts),
+            "r_hat": max(float(c.r_hat.max()) for c in parts),
+            "divergences": chains.divergences,
+            "seconds": chains.seconds,
+        }
     jax.clear_caches()
-    return {
-        "z_mean": max(float(c.z_mean.max()) for c in parts),
-        "z_variance": max(float(c.z_variance.max()) for c in parts),
-        "error": max(float(c.error.max()) for c in parts),
-        "ratio": [
-            min(float(c.ratio.min()) for c in parts),
-            max(float(c.ratio.max()) for c in parts),
-        ],
-        "ess": min(float(c.ess.min()) for c in parts),
-        "r_hat": max(float(c.r_hat.max()) for c in parts),
-        "divergences": draws.divergences,
-        "seconds": draws.seconds,
-    }
+    return found
 
 
 def main() -> None:
@@ -66,18 +87,22 @@ def main() -> None:
         size = inference_gym.target(name).potential().size
         if report.quick and size > LARGE:
             continue
-        compute = functools.partial(result_of, name, size)
-        one = _long.kept(f"inference_gym/{name}", report.options.fresh, compute)
-        right = one["z_mean"] <= Z and one["z_variance"] <= Z
-        passed += right
-        cells = (f"{one['z_mean']:.2f}", f"{one['z_variance']:.2f}", f"{one['error']:.3f}")
-        more = (f"{one['ratio'][0]:.3f} - {one['ratio'][1]:.3f}", f"{one['ess']:.0f}")
-        last = (f"{one['r_hat']:.4f}", one["divergences"], f"{one['seconds']:.0f}")
-        rows.append((name, size, *cells, *more, *last, "yes" if right else "NO"))
+        compute = functools.partial(results_of, name, size)
+        found = _long.kept(f"inference_gym/{name}", report.options.fresh, compute)
+        rights = []
+        for what, one in found.items():
+            right = one["z_mean"] <= Z and one["z_variance"] <= Z
+            rights.append(right)
+            cells = (f"{one['z_mean']:.2f}", f"{one['z_variance']:.2f}", f"{one['error']:.3f}")
+            more = (f"{one['ratio'][0]:.3f} - {one['ratio'][1]:.3f}", f"{one['ess']:.0f}")
+            last = (f"{one['r_hat']:.4f}", one["divergences"], f"{one['seconds']:.0f}")
+            said = "yes" if right else "NO, skipped by the gym" if what in SKIPPED else "NO"
+            rows.append((what, size, *cells, *more, *last, said))
+        passed += rights[-1]
         print(f"  {name} done", flush=True)
-    head = ("target", "D", "z mean", "z var", "worst mean", "worst sd", "ESS", "R-hat")
+    head = ("target", "D", "z mean", "z var", "worst mean", "sd", "ESS", "R-hat")
     report.table((*head, "diverging", "seconds", "passes"), rows)
-    report.say(f"\n{passed} of {len(rows)} targets pass.")
+    report.say(f"\n{passed} of the targets pass.")
     report.close()
 
 

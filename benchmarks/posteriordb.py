@@ -16,7 +16,6 @@ What is done is kept in .cache/posteriordb, and an interrupted run goes on; --fr
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import _long  # before JAX
@@ -30,10 +29,12 @@ import varax as vx
 from varax import dist as d
 from varax.models import posteriordb
 from varax.models.posteriordb import columns, compare
+from varax.models.posteriordb.run import fitted, sampled
 
 KINDS = ("mean_field", "full_rank", "low_rank", "structured", "flow")
 DRAWS = 10_000  # of each guide
 LIMIT = 0.7  # of k-hat
+ENOUGH = 2000  # effective draws of every parameter
 UNSCALED = ("earnings", "kidiq", "sblrc")
 
 
@@ -44,27 +45,26 @@ def centred(name: str, key: Any) -> tuple[vx.Measure, str]:
     return measure, ", ".join(sorted(before.keys() - measure.addresses.keys()))
 
 
-def by_nuts(name: str, measure: vx.Measure, key: Any, draws: int) -> dict[str, Any]:
+def by_nuts(name: str, measure: vx.Measure, key: Any, quick: bool) -> dict[str, Any]:
+    """NUTS, and again four times as long where its own effective sample sizes ask for that."""
     reference = posteriordb.reference_of(name)
-    chains = vx.nuts(
-        measure,
-        key,
-        draws=draws,
-        warmup=1000,
-        chains=4,
-        dense=True,
-        target_acceptance=0.9,
-        progress=False,
-    )
-    found = compare(reference, reference.columns({s: chains[s] for s in reference.sites}))
+    seconds = 0.0
+    for draws in (500,) if quick else (2000, 8000):
+        chains = sampled(measure, key, draws, progress=False)
+        seconds += chains.seconds
+        found = compare(reference, reference.columns({s: chains[s] for s in reference.sites}))
+        if found.ess.min() >= ENOUGH:
+            break
     return {
+        "size": measure.potential().size,
+        "draws": draws,
         "z": float(found.z.max()),
         "error": float(found.error.max()),
         "ratio": [float(found.ratio.min()), float(found.ratio.max())],
         "ess": float(found.ess.min()),
         "r_hat": float(found.r_hat.max()),
         "divergences": chains.divergences,
-        "seconds": chains.seconds,
+        "seconds": seconds,
         "right": found.right,
     }
 
@@ -91,20 +91,17 @@ def judged(name: str, measure: vx.Measure, guide: vx.Measure, key: Any) -> dict[
 
 
 def by_guides(
-    name: str, measure: vx.Measure, key: Any, kinds: tuple[str, ...], steps: int
+    name: str, measure: vx.Measure, key: Any, kinds: tuple[str, ...], quick: bool
 ) -> dict[str, Any]:
     """Every kind of guide, all from the start that the first has found."""
-    search, first, fit, draw = jax.random.split(key, 4)
+    k_fit, k_draw = jax.random.split(key)
     start: Any = "uniform"
     found = {}
     for kind in kinds:
-        guide = vx.autoguide(measure, kind, key=search, start=start, draws=16)
+        steps = 500 if quick else None
+        guide, result = fitted(measure, kind, k_fit, steps, start=start, progress=False)
         start = guide.start
-        rate = optax.cosine_decay_schedule(0.02, steps)
-        result = vx.fit(
-            guide.elbo, guide.init(first), optax.adam(rate), steps=steps, key=fit, progress=False
-        )
-        found[kind] = judged(name, measure, guide(result.params), draw)
+        found[kind] = judged(name, measure, guide(result.params), k_draw)
         found[kind]["seconds"] = result.seconds
     return found
 
@@ -127,18 +124,20 @@ def plain(name: str, key: Any, steps: int) -> dict[str, Any]:
     return judged(name, measure, vx.constrain(noise(result.params), measure), key)
 
 
-def results_of(name: str, quick: bool) -> dict[str, Any]:
+def results_of(name: str, quick: bool, fresh: bool) -> dict[str, Any]:
     k_centre, k_nuts, k_guide, k_plain = jax.random.split(jax.random.key(0), 4)
-    measure, changed = centred(name, k_centre)
     kinds = ("full_rank", "structured") if quick else KINDS
-    found = {
-        "size": measure.potential().size,
-        "changed": changed,
-        "nuts": by_nuts(name, measure, k_nuts, 500 if quick else 2000),
-        "guides": by_guides(name, measure, k_guide, kinds, 500 if quick else 2000),
+    measure, changed = centred(name, k_centre)
+    parts = {
+        "nuts": lambda: by_nuts(name, measure, k_nuts, quick),
+        "guides": lambda: by_guides(name, measure, k_guide, kinds, quick),
+        "plain": lambda: plain(name, k_plain, 15_000),
     }
-    if name.startswith(UNSCALED) and not quick:
-        found["plain"] = plain(name, k_plain, 15_000)
+    found: dict[str, Any] = {"changed": changed}
+    for part, compute in parts.items():
+        if part != "plain" or (name.startswith(UNSCALED) and not quick):
+            file = f"posteriordb/{name}-{part}{'-quick' if quick else ''}"
+            found[part] = _long.kept(file, fresh, compute)
     jax.clear_caches()
     return found
 
@@ -156,13 +155,11 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     found = {}
     for name in [n for n in posteriordb.POSTERIORS if report.options.only in n]:
-        file = f"posteriordb/{name}{'-quick' if report.quick else ''}"
-        compute = functools.partial(results_of, name, report.quick)
-        found[name] = _long.kept(file, report.options.fresh, compute)
+        found[name] = results_of(name, report.quick, report.options.fresh)
         print(f"  {name} done", flush=True)
 
     report.say("\nNUTS: the worst parameter of each posterior")
-    head = ("posterior", "D", "recentred", "z", "|error|/sd", "sd ratio", "ESS", "R-hat")
+    head = ("posterior", "D", "recentred", "draws", "z", "|error|/sd", "sd ratio", "ESS", "R-hat")
     head = (*head, "diverging", "seconds", "passes")
     rows = []
     for name, one in found.items():
@@ -170,7 +167,8 @@ def main() -> None:
         cells = (f"{n['z']:.2f}", f"{n['error']:.3f}", shown(n["ratio"]), f"{n['ess']:.0f}")
         last = (f"{n['r_hat']:.4f}", n["divergences"], f"{n['seconds']:.0f}")
         passes = "yes" if n["right"] else "NO"
-        rows.append((name, one["size"], one["changed"] or "-", *cells, *last, passes))
+        first = (name, n["size"], one["changed"] or "-", f"4 x {n['draws']}")
+        rows.append((*first, *cells, *last, passes))
     report.table(head, rows)
     passed = sum(one["nuts"]["right"] for one in found.values())
     report.say(f"\nNUTS passes on {passed} of {len(found)}.")

@@ -71,6 +71,7 @@ def all_objectives(draw, t):
     return [f(z, t) for f in OBJECTIVES.values()]
 
 
+@pytest.mark.slow
 def test_objectives_of_one_plate():
     scores = [est.Score(), est.Score(est.LeaveOneOut(2)), est.Score(est.LeaveOneOut(3))]
     programs = [lambda t, e=e: all_objectives(drawing(e), t) for e in [*scores, NoScore()]]

@@ -22,7 +22,7 @@ def blocks(name):
 
 
 def test_readme_snippets_run_as_printed_and_learn():
-    first, second, third = blocks("README.md")
+    first, second, third, _ = blocks("README.md")
     assert len([line for line in first.splitlines() if line.strip()]) <= 30
     scope = {}
     exec(first, scope)
@@ -32,6 +32,18 @@ def test_readme_snippets_run_as_printed_and_learn():
     assert scope["result"].history[-200:].mean() > elbo[-200:].mean() + 1
     exec(third, scope)
     assert np.isfinite(scope["value"]) and scope["gradient"].shape == (3,)
+
+
+@pytest.mark.slow
+def test_readme_posterior_runs_as_printed_and_knows_when_not_to_trust():
+    first, _, _, posterior = blocks("README.md")
+    scope = {}
+    exec("".join(line for line in first.splitlines(True) if "import" in line), scope)
+    exec(posterior, scope)
+    assert scope["result"].summary().columns["mean"].shape == (10,)
+    assert abs(scope["draws"]["mu"].mean() - 4.4) < 1.0
+    line = str(scope["draws"].summary())
+    assert "diverged" in line and "Do not trust this" in line  # centred: NUTS meets a funnel
 
 
 def test_the_estimator_of_the_documents_is_unbiased_and_better_than_plain_score():

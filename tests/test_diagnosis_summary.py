@@ -118,6 +118,7 @@ def many_supports(_=None):
     jax.vmap(lambda a: vx.sample("b", d.Beta(a, 1.0)))(jnp.arange(1.0, 4.0))
 
 
+@pytest.mark.slow
 def test_draws_inside_every_kind_of_support_count():
     """The model is its own guide: every weight is one."""
     result = fitted(many_supports(), many_supports, None)

@@ -32,6 +32,7 @@ def quick(m, key=KEY, **options):
     )
 
 
+@pytest.mark.slow
 def test_many_data_sets_in_one_program():
     """`one_chain` under vmap and jit: each chain has its own data."""
     ys = jnp.stack([Y, Y + 10.0, Y - 5.0, 0 * Y])
@@ -50,6 +51,7 @@ def test_many_data_sets_in_one_program():
     assert (abs(means.mean(1) - exact) < t * means.std(1, ddof=1) / np.sqrt(32)).all()
 
 
+@pytest.mark.slow
 def test_a_second_call_compiles_nothing():
     traced = []
 
@@ -69,6 +71,7 @@ def test_a_second_call_compiles_nothing():
     np.testing.assert_array_equal(quick(m)["x"], first["x"])
 
 
+@pytest.mark.slow
 def test_layouts_starts_and_settings():
     m = normal(Y)
     alike = [quick(m, vectorized=v) for v in (False, True)]
@@ -84,6 +87,7 @@ def test_layouts_starts_and_settings():
     assert picked["mu"].shape == (7,) and np.isin(picked["mu"], alike[0]["mu"]).all()
 
 
+@pytest.mark.slow
 def test_divergences_are_counted():
     """A funnel (Neal 2003) has a neck that no single step size fits."""
 

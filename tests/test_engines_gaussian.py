@@ -59,6 +59,7 @@ def test_a_natural_step_of_rate_one_reaches_a_gaussian_posterior(rank, x64):
         np.testing.assert_allclose(last.history[-1], 0.0, atol=10 * tol)
 
 
+@pytest.mark.slow
 def test_a_wasserstein_flow_converges_linearly_to_a_gaussian_posterior(x64):
     """Diao et al.: the KL falls by a constant factor, and never rises for rates up to 1 / L."""
     top = np.linalg.eigvalsh(A).max()

@@ -10,6 +10,7 @@ from scipy import stats
 
 import varax as vx
 from varax import dist as d
+from varax.ppl.engines import transitions
 from varax.ppl.potential import Potential
 
 KEY = jax.random.key(0)
@@ -108,3 +109,34 @@ def test_a_numpyro_model_has_the_same_posterior():
 
     draws = run(vx.nuts, vx.from_numpyro(model)(Y), "numpyro")
     assert (excess(draws, moments()) < 1).all()
+
+
+@vx.model
+def walled():
+    """A normal between walls of up to 1e300 nats, in a direction oblique to the coordinates."""
+    u = vx.sample("u", d.Flat(3))
+    beyond = jnp.abs(u @ jnp.array([1.0, -2.0, 3.0])) - 4.0
+    vx.factor("wall", -0.5 * (u @ u) - jnp.exp(200.0 * beyond))
+
+
+def stuck(key):
+    """How many of 12 chains end inside the walls."""
+    draws = vx.nuts(walled(), key, chains=12, warmup=400, draws=50, dense=True, progress=False)
+    return int((draws.stats["lp"][:, -1] < -1e3).sum())
+
+
+def test_an_energy_that_overflows_is_not_accepted(monkeypatch):
+    with jax.enable_x64(True):
+        assert stuck(KEY) == 0
+        monkeypatch.setattr(transitions, "bounded", lambda log_density: log_density)
+        assert stuck(KEY) > 0  # minus infinity is a sum of infinities of either sign
+
+
+def test_bounded_leaves_room_for_squares():
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            f = transitions.bounded(lambda u: -u)
+            most = jnp.finfo(jnp.zeros(()).dtype).max
+            assert f(jnp.asarray(2.0)) == -2.0 and jax.grad(f)(2.0) == -1.0
+            assert f(most**0.5) == -jnp.inf and jax.grad(f)(most**0.5) == 0.0
+            assert jnp.isneginf(f(jnp.asarray(jnp.inf)))

@@ -46,6 +46,7 @@ def test_particles_with_a_linear_kernel_have_a_gaussians_moments(x64):
     np.testing.assert_allclose(np.cov(x.T, bias=True), COVARIANCE, atol=tol)
 
 
+@pytest.mark.slow
 def test_particles_with_the_usual_kernel_come_near():
     step = vx.engines.SVGD(gaussian(), optax.adam(0.1), particles=100)
     result = fit(step, 400)

@@ -36,6 +36,7 @@ def check_moments(draws, moments, effective):
     return max(first, second) < z
 
 
+@pytest.mark.slow
 def test_pathfinder_resamples_towards_the_posterior():
     """The best normals of log x miss the mean of x ~ Gamma(3, 1); weights mend it."""
     m = positive()

@@ -379,6 +379,7 @@ def bounds(using, walk, own):
     return jax.jit(run, compiler_options=QUICKLY)(THETA_CHAIN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("using", USING)
 def test_particles_drawn_by_a_flow_are_those_of_its_law(using):
     """Affine flows of normals, in the proposal and in the model, beside the normals themselves."""

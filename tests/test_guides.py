@@ -156,6 +156,7 @@ def test_a_structured_guide_of_a_chain_is_a_chain():
     np.testing.assert_allclose(value, evidence, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_structured_guide_is_a_funnel_where_the_posterior_is_one():
     """theta | tau ~ N(0, tau): no Gaussian comes near, conditional normals with scales do."""
 
@@ -176,6 +177,7 @@ def test_a_structured_guide_is_a_funnel_where_the_posterior_is_one():
     assert bounds["full_rank"] < -0.2
 
 
+@pytest.mark.slow
 def test_minibatches():
     """With a function from a batch to a measure, `elbo` has the batch."""
 
@@ -203,6 +205,7 @@ def test_minibatches():
     np.testing.assert_allclose((q.mean - MEAN) / np.sqrt(np.diag(COV)), 0, atol=0.5)
 
 
+@pytest.mark.slow
 def test_an_amortised_guide_learns_every_points_posterior():
     """x ~ N(z, 1), z ~ N(0, 3): the posterior of z is N(0.9 x, 0.9), the evidence N(0, sqrt 10)."""
     x = 3.0 * np.random.default_rng(1).normal(size=256)

@@ -136,3 +136,18 @@ def test_strategies_that_do_not_fit():
         potential.initial(KEY, strategy={"theta": jnp.zeros(3)})
     with pytest.raises(errors.SupportError, match=r"(?s)address:  tau.*-1.0"):
         potential.initial(KEY, strategy={"tau": -1.0})
+
+
+def test_points_where_the_density_is_resolved_are_preferred():
+    """exp(400 |u|) nats: rounded by less than one only near the origin."""
+
+    @vx.model
+    def steep(least):
+        u = vx.sample("u", d.Flat())
+        vx.factor("cliff", -jnp.exp(400 * jnp.abs(u)) - least)
+
+    with jax.enable_x64(True):
+        u = steep(0.0).potential().initial(KEY, chains=5)["u"]
+        assert (abs(u) < 36 / 400).all() and len(jnp.unique(u)) == 5
+        coarse = steep(1e200).potential().initial(KEY, chains=5)["u"]  # nowhere resolved
+        assert jnp.isfinite(coarse).all() and abs(coarse).max() > 0.5

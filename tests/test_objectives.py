@@ -116,6 +116,7 @@ def of_coins(objective, estimator, k=3):
     return lambda t: objective(coins(), guide(t, estimator), DATA, k)
 
 
+@pytest.mark.slow
 def test_vimco_is_unbiased_and_has_less_variance(x64):
     score = est.Score()
     exact = vx.value_and_grad(of_coins(ob.iwelbo, est.Enumerate()))

@@ -482,6 +482,7 @@ def test_objectives_of_ones_own_are_tagged_alike():
 # ---- the document
 
 
+@pytest.mark.slow
 def test_the_documents_objectives_reach_maximum_likelihood():
     """The model's marginal is normal: mean and variance are those of the data."""
     text = (Path(__file__).resolve().parents[1] / "docs/objectives.md").read_text()

@@ -314,6 +314,7 @@ def test_divergences_against_quadrature(name, third):
     check_biased(twin, exactly(DIVERGENCES[name], THETA))
 
 
+@pytest.mark.slow
 def test_self_normalised_divergences_converge():
     t = jnp.array(THETA)
 
@@ -358,6 +359,7 @@ def two_modes():
     vx.sample("x", d.MixtureSameFamily(mixture, near))
 
 
+@pytest.mark.slow
 def test_chi_square_fits_the_better_proposal():
     """The posterior has two modes; the ELBO's guide covers one, the chi-square's both."""
     import optax

@@ -92,6 +92,7 @@ def test_infonce_is_at_most_log_k(nats):
     assert nats < 8 or draws.mean() > 0.95 * np.log(BATCH)
 
 
+@pytest.mark.slow
 def test_the_variance_of_nwj_grows_exponentially():
     """Song and Ermon 2020, theorem 2: that of E_product[e^f] at least like exp(I)."""
     log_var = [np.log(draws_of(nats)["product"].var()) for nats in (1, 2, 3, 4)]

@@ -346,6 +346,7 @@ EFFECTS = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 ERRORS = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 
 
+@pytest.mark.slow
 def test_eight_schools_are_noncentred():
     new = vx.reparameterize(schools(EFFECTS, ERRORS), "measure", key=KEY)
     (row,) = new.choices.rows

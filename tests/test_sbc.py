@@ -84,6 +84,7 @@ def test_a_wrong_posterior_does_not(infer, sees):
     assert "NOT passed" in repr(found)
 
 
+@pytest.mark.slow
 def test_further_quantities_and_one_at_a_time():
     """Without a batch the data are known: `infer` may use NumPy and Python branches."""
 
@@ -101,6 +102,7 @@ def test_further_quantities_and_one_at_a_time():
     np.testing.assert_array_equal(batched.ranks, found.ranks)
 
 
+@pytest.mark.slow
 def test_ties_are_broken_at_random():
     """A discrete choice has many; its exact posterior passes only so."""
 
@@ -123,6 +125,7 @@ def test_ties_are_broken_at_random():
     assert not vx.sbc(coin(), wrong, KEY, **options).passed
 
 
+@pytest.mark.slow
 def test_failed_replicates_are_counted_and_spoil_the_result():
     def infer(key, target):
         drawn = posterior()(key, target)["mu"]

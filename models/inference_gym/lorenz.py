@@ -37,21 +37,19 @@ def lorenz_bridge_unknown_scales(observed_values: Any, step_size: float) -> None
 
 
 def bridge(observed_values: Any, step_size: float, innovation: Any, observation: Any) -> None:
-    """The path `latents` [T, 3], made of standardised innovations, and what is seen of it.
+    """The path `latents` [T, 3] and what is seen of it.
 
-    The innovations are independent of the scales a priori. What is seen determines little of the
-    path in its middle, so they are the better coordinates.
+    It is drawn state by state, not by its innovations: those of chaotic dynamics decide early which
+    way the path goes, and each way is a mode of its own.
     """
-    steps = len(observed_values)
-    first = vx.sample("first", d.Normal(jnp.zeros(3), 1.0))  # [3]
-    noise = vx.sample("noise", d.Normal(jnp.zeros((steps - 1, 3)), 1.0))  # [T - 1, 3]
+    scales = jnp.full(len(observed_values), jnp.sqrt(step_size) * innovation).at[0].set(1.0)
 
-    def step(state: Array, eps: Array) -> tuple[Array, Array]:
-        state = state + step_size * drift(state) + jnp.sqrt(step_size) * innovation * eps
+    def step(state: Array, scale: Array) -> tuple[Array, Array]:
+        mean = state + step_size * drift(state)
+        state = vx.sample("latents", d.Normal(mean, scale))  # [3]
         return state, state
 
-    _, rest = jax.lax.scan(step, first, noise)
-    latents = vx.deterministic("latents", jnp.concatenate([first[None], rest]))  # [T, 3]
+    _, latents = jax.lax.scan(step, jnp.zeros(3), scales)  # [T, 3]; the drift of 0 is 0
     seen = ~np.isnan(observed_values)
     law = vx.masked(d.Normal(latents[:, 0], observation), seen)
     vx.sample("observed_values", law, obs=np.where(seen, observed_values, 0.0))

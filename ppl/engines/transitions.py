@@ -59,6 +59,7 @@ class Settings:
 
 def numpyro_transition(log_density: Callable[[Array], Array], settings: Settings) -> Transition:
     """NumPyro's NUTS or HMC (Phan, Pradhan and Jankowiak 2019)."""
+    log_density = bounded(log_density)
     prepare, sample = numpyro_hmc(lambda u: -log_density(u), algo=settings.algorithm.upper())
     nuts = settings.algorithm == "nuts"
 
@@ -91,13 +92,28 @@ def numpyro_transition(log_density: Callable[[Array], Array], settings: Settings
     return Transition(init, step, settings.warmup)
 
 
+def bounded(log_density: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """Minus infinity where a density is so small that the energy of a trajectory overflows.
+
+    With a dense mass matrix an overflowing kinetic energy is a sum of infinities of either sign,
+    and minus infinity is accepted like any lower energy: the chain would stay there for ever.
+    """
+
+    def function(u: Array) -> Array:
+        value = log_density(u)
+        least = -(float(jnp.finfo(value.dtype).max) ** (1 / 3))  # leaves room for squares
+        return jnp.where(value > least, value, -jnp.inf)
+
+    return function
+
+
 def blackjax_transition(log_density: Callable[[Array], Array], settings: Settings) -> Transition:
     """blackjax's NUTS or HMC with its window adaptation (Cabezas et al. 2024).
 
     Raises:
         MissingExtraError: blackjax is not installed.
     """
-    blackjax = require_blackjax()
+    blackjax, log_density = require_blackjax(), bounded(log_density)
     if settings.algorithm == "nuts":
         algorithm = blackjax.nuts
         fixed = {"max_num_doublings": settings.max_tree_depth}
