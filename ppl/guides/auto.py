@@ -27,9 +27,13 @@ ADDRESS = "unconstrained"  # of the draw of u
 
 
 class Family(Protocol):
-    """Distributions on R^D with their parameters."""
+    """Distributions on R^D with their parameters.
 
-    sticks: bool
+    Attributes:
+        inverts: whether the density at a given value is cheap; if not, `distribution` is a `Flow`.
+    """
+
+    inverts: bool
 
     def init(self, key: Array) -> Any:
         """Parameters."""
@@ -92,8 +96,8 @@ class AutoGuide:
 class Elbo:
     """E_q[log p(T(u), data) + log |det dT/du| - log q(u)], an average over draws.
 
-    The gradient is that of the path alone where the family's density is cheap at a given value: its
-    variance is zero where q is the posterior (Roeder, Wu and Duvenaud 2017).
+    The gradient is that of the path alone: its variance is zero where q is the posterior (Roeder,
+    Wu and Duvenaud 2017). Only for flows in more than 200 dimensions it is the whole gradient.
     """
 
     guide: AutoGuide
@@ -111,12 +115,16 @@ class Elbo:
             potential = guide.model(batch).potential()
         noise = guide.noise(params)
 
-        def one(_: Any) -> Array:
+        def drawn() -> tuple[Array, Array]:
+            if not guide.family.inverts:
+                q = guide.family.distribution(params)
+                return q.draw(ADDRESS, path=potential.size <= FULL)
             trace = noise.simulate()
-            log_q = trace.log_density
-            if guide.family.sticks:
-                log_q = noise.detach().log_density(trace.choices)
-            return potential.log_density(potential.unravel(trace[ADDRESS])) - log_q
+            return trace[ADDRESS], noise.detach().log_density(trace.choices)
+
+        def one(_: Any) -> Array:
+            u, log_q = drawn()
+            return potential.log_density(potential.unravel(u)) - log_q
 
         if guide.draws == 1:
             return one(None)

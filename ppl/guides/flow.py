@@ -57,13 +57,15 @@ class FlowGuide:
     layers: int
     spline: bool
 
-    sticks = False  # its density at a given value takes D passes of the networks
+    inverts = False  # its density at a given value takes D passes of the networks
 
     def init(self, key: Array) -> Any:
         """Parameters: the flow, its networks' outputs made small, and a scale for each axis."""
         transformer = rational_quadratic_spline() if self.spline else None
         d = self.start.center.size
-        flow = inverse_autoregressive(key, d, self.layers, transformer=transformer)
+        flow = inverse_autoregressive(
+            key, d, self.layers, transformer=transformer, activation=jax.nn.gelu
+        )
         small = jax.tree.map(lambda x: 0.1 * x if _is_weight(x) else x, flow)
         return {"flow": small, "shift": jnp.zeros(d), "log_scale": jnp.zeros(d)}
 

@@ -30,7 +30,7 @@ class MeanField:
 
     start: Start
 
-    sticks = True  # its density at a given value is cheap
+    inverts = True  # its density at a given value is cheap
 
     def init(self, key: Array) -> Any:
         """Parameters."""
@@ -50,7 +50,7 @@ class FullRank:
 
     start: Start
 
-    sticks = True  # its density at a given value is cheap
+    inverts = True  # its density at a given value is cheap
 
     def init(self, key: Array) -> Any:
         """Parameters."""
@@ -72,7 +72,7 @@ class LowRank:
     start: Start
     rank: int
 
-    sticks = True
+    inverts = True
 
     def init(self, key: Array) -> Any:
         """Parameters: W is small and random, since its gradient is zero at zero."""
@@ -95,7 +95,7 @@ class Laplace:
 
     start: Start
 
-    sticks = True  # its density at a given value is cheap
+    inverts = True  # its density at a given value is cheap
 
     def init(self, key: Array) -> Any:
         """No parameters."""

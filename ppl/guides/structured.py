@@ -91,7 +91,7 @@ class Structured:
     start: Start
     parents: np.ndarray
 
-    sticks = True
+    inverts = True
 
     def init(self, key: Array) -> Any:
         """Parameters: the start's Gaussian, as far as the graph has it."""
