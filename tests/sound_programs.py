@@ -13,6 +13,20 @@ THREE = jnp.array([0.5, -1.0, 2.0])
 exp, sigmoid = jnp.exp, jax.nn.sigmoid
 
 
+def stages(x):
+    """A library's loop with a derivative of its own, and a branch on how often it ran."""
+    from equinox.internal import while_loop
+
+    done, y = while_loop(
+        lambda at: at[0] < 3,
+        lambda at: (at[0] + 1, jnp.sin(at[1]) + x),
+        (jnp.asarray(0), x),
+        kind="checkpointed",
+        max_steps=3,
+    )
+    return jnp.where(done == 3, y, -y)
+
+
 def spread(x):
     """Three numbers that depend on x."""
     return x * THREE + jnp.array([0.1, 0.7, -0.3])
@@ -198,6 +212,7 @@ SOUND = {
     "fori_loop": counted,
     "cond": other_branch,
     "vmap": lambda x: jax.vmap(jnp.tanh)(spread(x)).sum(),
+    "library_loop": stages,
     "checkpoint": jax.checkpoint(lambda x: jnp.sin(jnp.abs(x))),
     "langevin": langevin,
     "normal": log_prob("Normal", 0.1, 0.9),

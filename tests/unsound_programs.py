@@ -118,6 +118,20 @@ def checkpointed(x):
     return inner(x)
 
 
+def stages(x):
+    """How often a library's loop runs depends on x."""
+    from equinox.internal import while_loop
+
+    done, _ = while_loop(
+        lambda at: at[1] < 3.0,  # here
+        lambda at: (at[0] + 1, at[1] + 1.0),
+        (jnp.asarray(0), x),
+        kind="checkpointed",
+        max_steps=30,
+    )
+    return 1.0 * done
+
+
 @jax.custom_vjp
 def straight(x):
     return jnp.where(x > 0, 1.0, 0.0)  # here
@@ -235,6 +249,7 @@ UNSOUND = {
     "jit": ("comparison `>=`", jitted),
     "jit_in_jit": ("argmax", jitted_twice),
     "checkpoint": ("ceil", checkpointed),
+    "library_loop": ("comparison `<`", stages),
     "custom_vjp": ("comparison `>`", straight),
     "other_function": ("comparison `<`", in_another_function),
     "mask_made_early": ("comparison `>`", mask_made_early),

@@ -178,15 +178,22 @@ def inline(region: Region, eqn: _jax.JaxprEqn, values: list[Value]) -> list[Valu
 
 
 def custom_jvp(region: Region, eqn: _jax.JaxprEqn, values: list[Value]) -> list[Value]:
-    """Trusted as a whole, unless it draws."""
-    return (inline if eqn_has_sites(eqn) else continuous)(region, eqn, values)
+    """Its floats are trusted, unless it draws; its integers and masks are looked into.
+
+    A solver's loop counts its stages, for example, and what branches on the count does not jump
+    with the values (diffrax's Runge-Kutta steps).
+    """
+    looked = inline(region, eqn, values)
+    if eqn_has_sites(eqn):
+        return looked
+    trusted = continuous(region, eqn, values)
+    return [t if is_float(v) else x for t, x, v in zip(trusted, looked, eqn.outvars, strict=True)]
 
 
 def custom_vjp(region: Region, eqn: _jax.JaxprEqn, values: list[Value]) -> list[Value]:
-    """The user's is looked into; a library's is trusted."""
-    if is_library(eqn.params["call_jaxpr"]) and not eqn_has_sites(eqn):
-        return continuous(region, eqn, values)
-    return inline(region, eqn, values)
+    """The user's is looked into; a library's is trusted in the same way."""
+    trust = custom_jvp if is_library(eqn.params["call_jaxpr"]) else inline
+    return trust(region, eqn, values)
 
 
 def scan(region: Region, eqn: _jax.JaxprEqn, values: list[Value]) -> list[Value]:
