@@ -1,8 +1,9 @@
 """posteriordb: NUTS and automatic guides against reference posteriors that no one here wrote.
 
 Each of the 21 posteriors is treated in the same way, without a look at its reference:
-centring by measurement (`vx.reparameterize(m, "measure")`), NUTS with a dense mass matrix, and
-every kind of automatic guide, of which the one with the highest ELBO is the best.
+centring by measurement (`vx.reparameterize(m, "measure")`), NUTS with a dense mass matrix from
+draws of the Laplace guide, and every kind of automatic guide, of which the one with the highest
+ELBO is the best.
 
 NUTS passes where, for every parameter, |mean - reference| is within 5 standard errors of the two
 and 0.1 sd, and the sd within 7 %. A guide is close where its means are within 0.1 sd and its sds

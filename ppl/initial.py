@@ -14,6 +14,7 @@ from ..transforms.errors import InitialisationError, UnknownAddressError, show_a
 from ..transforms.layout import layout
 from ..transforms.source import user_line
 from ..transforms.staging import stage
+from .measure import Measure
 
 TRIES = 100
 RADIUS = 2.0  # of "uniform", as in Stan
@@ -21,7 +22,10 @@ STRATEGIES = ("uniform", "prior")
 
 
 def find(
-    potential: Any, key: jax.Array, chains: int | None = None, strategy: str | Choices = "uniform"
+    potential: Any,
+    key: jax.Array,
+    chains: int | None = None,
+    strategy: str | Choices | Measure = "uniform",
 ) -> dict[str, Any]:
     """A point of the unconstrained space, or with `chains` several, leading axis [chains].
 
@@ -34,14 +38,14 @@ def find(
         key: randomness.
         chains: how many points.
         strategy: "uniform": u ~ U(-2, 2); "prior": the model's own draws, its observations left
-            aside; or choices, some or all of them: the others are uniform.
+            aside; choices, some or all of them: the others are uniform; or a measure over all of
+            the choices, such as a guide: its draws.
 
     Raises:
         InitialisationError: no draw in 100 has a finite density and gradient: names the site.
         UnknownAddressError, ShapeError: of choices that are given.
     """
-    propose = jax.jit(jax.vmap(_proposer(potential, strategy)))
-    quality = jax.jit(jax.vmap(lambda u: _quality(potential, u)))
+    propose, quality = _compiled(potential, strategy)
     n = 1 if chains is None else chains
     resolved: list[Any] = []
     finite_only: list[Any] = []
@@ -60,7 +64,19 @@ def find(
     raise _nowhere(potential, jax.tree.map(lambda x: x[0], points), key)
 
 
-def _proposer(potential: Any, strategy: str | Choices) -> Any:
+def _compiled(potential: Any, strategy: str | Choices | Measure) -> tuple[Any, Any]:
+    """From keys to points, and from points to their quality: kept with the potential."""
+    kept = potential.kept
+    if None not in kept:
+        kept[None] = jax.jit(jax.vmap(lambda u: _quality(potential, u)))
+    if not isinstance(strategy, str):  # choices may be arrays, and a guide is used once
+        return jax.jit(jax.vmap(_proposer(potential, strategy))), kept[None]
+    if strategy not in kept:
+        kept[strategy] = jax.jit(jax.vmap(_proposer(potential, strategy)))
+    return kept[strategy], kept[None]
+
+
+def _proposer(potential: Any, strategy: str | Choices | Measure) -> Any:
     def uniform(key: jax.Array) -> Any:
         u = jax.random.uniform(key, (potential.size,), float, -RADIUS, RADIUS)
         return potential.unravel(u)
@@ -69,7 +85,7 @@ def _proposer(potential: Any, strategy: str | Choices) -> Any:
         if strategy not in STRATEGIES:
             raise InitialisationError(
                 "This is no way to initialise.",
-                expected=f"one of {', '.join(STRATEGIES)}, or choices by address",
+                expected=f"one of {', '.join(STRATEGIES)}, choices by address, or a measure",
                 got=repr(strategy),
                 where=user_line(),
             )
@@ -77,6 +93,9 @@ def _proposer(potential: Any, strategy: str | Choices) -> Any:
             return uniform
         measure = potential.measure
         return lambda key: potential.unconstrain(measure.generate(key, {})[0].choices)
+
+    if isinstance(strategy, Measure):
+        return lambda key: potential.unconstrain(strategy.simulate(key).choices)
 
     given = flatten(strategy)
     known = {tuple(name.split("/")) for name in potential.shapes}

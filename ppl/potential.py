@@ -54,6 +54,7 @@ class Potential:
         self._space = Space.of(stage(measure.program), f"The potential of {measure.name}")
         self.shapes = {show_address(a): shape for a, shape in self._space.shapes.items()}
         self.size = self._space.size
+        self.kept: dict[Any, Any] = {}  # what `initial` has compiled
 
     def __call__(self, u: Choices) -> Array:
         """-log p(T(u), data) - log |det dT/du|: what NumPyro's samplers take."""
@@ -112,7 +113,10 @@ class Potential:
         return found
 
     def initial(
-        self, key: Array, chains: int | None = None, strategy: str | Choices = "uniform"
+        self,
+        key: Array,
+        chains: int | None = None,
+        strategy: str | Choices | Measure = "uniform",
     ) -> dict[str, Any]:
         """A point where the density and its gradient are finite: see `initial.find`."""
         from .initial import find

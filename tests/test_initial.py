@@ -54,6 +54,46 @@ def test_choices_are_started_from_and_the_others_are_uniform():
     np.testing.assert_allclose(full["theta"], Y)
 
 
+def test_a_measure_is_drawn_from():
+    @vx.model
+    def guide():
+        vx.sample("tau", d.LogNormal(1.0, 0.01))
+        vx.sample("theta", d.Normal(Y, 0.1))
+
+    potential = hierarchy(Y).potential()
+    chains = potential.initial(KEY, 50, guide())
+    np.testing.assert_allclose(chains["tau"], 1.0, atol=0.06)
+    np.testing.assert_allclose(chains["theta"] - Y, 0.0, atol=0.6)
+    assert len(jnp.unique(chains["theta"])) == 100
+    with pytest.raises(errors.UnknownAddressError, match="mu"):
+        potential.initial(KEY, strategy=vx.model(lambda: vx.sample("mu", d.Normal(0.0, 1.0)))())
+
+
+def test_chains_of_nuts_start_where_a_guide_says():
+    """Two modes with a gap that no trajectory crosses; the guide knows the lower one."""
+
+    @vx.model
+    def modes():
+        x = vx.sample("x", d.Normal(0.0, 30.0))
+        vx.factor("two", jnp.logaddexp(-0.5 * ((x - 100) / 2) ** 2, -0.5 * ((x + 100) / 2) ** 2))
+
+    @vx.model
+    def guide():
+        vx.sample("x", d.Normal(-100.0, 1.0))
+
+    chains = vx.nuts(modes(), KEY, draws=50, warmup=50, chains=2, initial=guide(), progress=False)
+    assert (chains["x"] < 0).all()
+
+
+def test_a_second_search_compiles_nothing():
+    potential = hierarchy(Y).potential()
+    potential.initial(KEY, 3)
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", lambda *_, **__: pytest.fail("compiled anew"))
+        again = potential.initial(jax.random.key(1), 3)
+    assert again["theta"].shape == (3, 2)
+
+
 def test_nested_choices_and_supports_that_depend_on_others():
     @vx.model
     def program():
@@ -128,7 +168,7 @@ def test_the_error_names_the_site(name):
 
 def test_strategies_that_do_not_fit():
     potential = hierarchy(Y).potential()
-    with pytest.raises(errors.InitialisationError, match=r"(?s)uniform, prior, or choices.*'mode'"):
+    with pytest.raises(errors.InitialisationError, match=r"(?s)prior, choices.*measure.*'mode'"):
         potential.initial(KEY, strategy="mode")
     with pytest.raises(errors.UnknownAddressError, match=r"(?s)address:  mu.*tau, theta"):
         potential.initial(KEY, strategy={"mu": 0.0})

@@ -38,7 +38,7 @@ def nuts(
     target_acceptance: float = 0.8,
     dense: bool = False,
     max_tree_depth: int = 10,
-    initial: str | Choices | None = None,
+    initial: str | Choices | Measure | None = None,
     engine: str = "numpyro",
     vectorized: bool | None = None,
     progress: bool = True,
@@ -54,7 +54,8 @@ def nuts(
         target_acceptance: nearer to 1 means shorter steps and fewer divergences.
         dense: a full mass matrix rather than a diagonal one: for strong correlations.
         max_tree_depth: a trajectory has at most 2^depth - 1 gradients.
-        initial: "uniform" (default), "prior" or choices, as in `Potential.initial`.
+        initial: "uniform" (default), "prior", choices, or a measure such as a fitted guide, from
+            which every chain starts with a draw; as in `Potential.initial`.
         engine: "numpyro", or "blackjax" (the extra `mcmc`).
         vectorized: chains as one batch or one after the other. By default in turn on a CPU with
             few chains, where it takes as long and compiles in half the time.
@@ -84,7 +85,7 @@ def hmc(
     trajectory: float = math.pi / 2,
     target_acceptance: float = 0.8,
     dense: bool = False,
-    initial: str | Choices | None = None,
+    initial: str | Choices | Measure | None = None,
     engine: str = "numpyro",
     vectorized: bool | None = None,
     progress: bool = True,

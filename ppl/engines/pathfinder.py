@@ -30,7 +30,7 @@ def pathfinder(
     importance_resample: bool = True,
     maxiter: int = 100,
     elbo_draws: int = 20,
-    initial: str | Choices | None = None,
+    initial: str | Choices | Measure | None = None,
 ) -> Draws:
     """Multi-path Pathfinder (Zhang, Carpenter, Gelman and Vehtari 2022), blackjax's.
 
@@ -47,7 +47,7 @@ def pathfinder(
         importance_resample: False returns an equal share of each path's draws, unweighted.
         maxiter: L-BFGS steps of a path.
         elbo_draws: of the estimate of each ELBO.
-        initial: "uniform" (default), "prior" or choices, as in `Potential.initial`.
+        initial: "uniform" (default), "prior", choices or a measure, as in `Potential.initial`.
 
     Returns:
         `Draws` with one chain, whose draws are not in an order. `stats`: `khat`, a number; `elbo`
