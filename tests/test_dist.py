@@ -204,3 +204,17 @@ def test_numpyros_masks_count_under_copies(name):
     found = program().log_density({"x": x})
     np.testing.assert_allclose(found, law.log_prob(x).sum(), rtol=1e-5)
     assert abs(found - unmasked) > 0.1
+
+
+def test_integers_given_as_floats_are_integers():
+    """Known ones, all of them whole."""
+
+    @vx.model
+    def program(k):
+        vx.sample("p", d.Normal(0.0, 1.0))
+        vx.sample("k", d.Categorical(probs=jnp.array([0.2, 0.3, 0.5])), obs=k)
+        vx.sample("n", d.Poisson(2.0))
+
+    exact = program(2).log_density({"p": 0.0, "n": 3})
+    found = program(np.float64(2.0)).log_density({"p": 0.0, "n": np.float32(3.0)})
+    np.testing.assert_allclose(found, exact)

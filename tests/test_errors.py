@@ -23,6 +23,7 @@ from varax import sample
 
 KEY = jax.random.key(0)
 NORMAL, GAMMA, COIN = d.Normal(0.0, 1.0), d.Gamma(1.0, 1.0), d.Bernoulli(0.5)
+CLASSES = d.Categorical(probs=jnp.ones(4) / 4)
 COINS, FORTY = (d.Bernoulli(np.full(n, 0.5)) for n in (3, 40))
 ONE_TWO = jnp.array([1.0, 2.0])
 STRAIGHT = est.Biased(est.StraightThrough())
@@ -199,6 +200,13 @@ raises(e.SupportError, "y", "of Gamma", "[-1.0, -2.0]", "correct the data")(
 )
 raises(e.SupportError, "n", "IntegerNonnegative", "of Poisson", "[1.5]")(
     lambda: density(lambda: sample("n", d.Poisson(1.0)), {"n": 1.5})
+)
+raises(e.SupportError, "k", "index, and floats", "integers", "float32", "data.astype(int)")(
+    lambda ks: jax.vmap(lambda k: density(lambda: sample("k", CLASSES, obs=k)))(ks),
+    np.array([1.0, 2.0]),
+)
+raises(e.SupportError, "k", "IntegerInterval", "of Categorical", "[1.5]")(
+    lambda: density(lambda: sample("k", CLASSES, obs=1.5))
 )
 raises(e.SupportError, "y", "Positive", "of Gamma", "[-1.0]")(
     lambda: jax.jit(lambda: density(lambda: sample("y", GAMMA), {"y": -1.0}))()

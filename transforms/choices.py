@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as npd
 
 from . import _jax
 from .errors import (
@@ -154,12 +155,20 @@ def _fitted(address: Address, value: Any, entry: Entry) -> jax.Array:
 
 
 def as_value(value: Any, dtype: Any) -> jax.Array:
-    """An array of the site's dtype, but floats given for integers stay floats (data often are)."""
+    """An array of the site's dtype; floats for integers (data often are) only if all are whole."""
     if not _jax.is_traced(value):
         with jax.ensure_compile_time_eval():  # what is known stays known, under jit too
             value = jnp.asarray(value)
     loses = jnp.issubdtype(value.dtype, jnp.floating) and jnp.issubdtype(dtype, jnp.integer)
-    return value if loses or value.dtype == dtype else _cast(value, dtype)
+    if loses and (_jax.is_traced(value) or not _is_whole(value, dtype)):
+        return value
+    return value if value.dtype == dtype else _cast(value, dtype)
+
+
+def _is_whole(value: Any, dtype: Any) -> bool:
+    known, limits = np.asarray(value), np.iinfo(dtype)
+    inside = (known >= limits.min) & (known < limits.max)  # NaN is not
+    return bool(inside.all() and (known == np.floor(known)).all())
 
 
 def _cast(value: Any, dtype: Any) -> jax.Array:
@@ -188,7 +197,19 @@ def loop_density(site: Site, what: str) -> LoopDensityError:
 
 
 def check_support(address: Address, measure: Any, value: Any, line: str) -> None:
-    """Raise SupportError where a concrete value is outside a support that is known by now."""
+    """Raise SupportError where a concrete value is outside a support that is known by now.
+
+    And where the value of a categorical distribution, an index, is a float that is not known.
+    """
+    if _jax.is_traced(value) and _is_float(value) and _is_categorical(measure):
+        raise SupportError(
+            "The value of a categorical distribution is an index, and floats were given.",
+            address=address,
+            expected="integers",
+            got=f"{value.dtype}",
+            where=line,
+            fix="give the data as integers, data.astype(int), or here: obs=x.astype(int)",
+        )
     support = getattr(innermost(measure), "support", None)
     if support is None or innermost(measure) is not measure:
         return
@@ -207,6 +228,16 @@ def check_support(address: Address, measure: Any, value: Any, line: str) -> None
             fix="correct the data, mask missing entries with vx.masked(distribution, mask), or "
             "choose a distribution with this support",
         )
+
+
+def _is_float(value: Any) -> bool:
+    return jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def _is_categorical(measure: Any) -> bool:
+    while (base := getattr(measure, "base_dist", getattr(measure, "base", None))) is not None:
+        measure = base
+    return isinstance(measure, (npd.CategoricalProbs, npd.CategoricalLogits))
 
 
 class Given(Handler):
