@@ -14,7 +14,8 @@ each system: `batch_size=` there, a subsampling plate here.
 Reported: seconds of CPU and wall time, and their ratio, formed within each round. First, that the
 last objectives agree. Aim: at most 1.0 times NumPyro on every model.
 
-    python benchmarks/fit.py [--quick] [--save | --out FILE] [--only MODEL] [--profile MODEL]
+    python benchmarks/fit.py [--quick] [--save | --out FILE] [--only MODEL] [--rounds N]
+                             [--profile MODEL]
 """
 
 from __future__ import annotations
@@ -268,11 +269,12 @@ def main():
         ("--profile", {"choices": [*MODELS], "help": "say where the time goes"}),
         ("--only", {"choices": [*MODELS], "help": "one model"}),
         ("--steps", {"type": int, "help": "of each fit (default: 2000, quick 1000)"}),
+        ("--rounds", {"type": int, "help": "fits of each system (default: 15, quick 5)"}),
     ]
     report = Report("fit", __doc__, *options)
     jax.config.update("jax_enable_compilation_cache", False)
     steps, rounds = (1000, 5) if report.quick else (2000, 15)
-    steps = report.options.steps or steps
+    steps, rounds = report.options.steps or steps, report.options.rounds or rounds
     if report.options.profile:
         return profile(report.options.profile, steps)
     rows = []

@@ -34,7 +34,7 @@ from varax.models.inference_gym.run import sampled
 
 DENSE = 110  # dimensions
 LARGE = 1000  # dimensions
-FEWER = {  # draws and warmup, where a draw takes long; 2000 and 1000 elsewhere
+FEWER = {  # draws and warmup, where a draw takes long; 1000 and 1000 elsewhere
     "stochastic_volatility_log_sp500": (500, 700),
     "stochastic_volatility_sp500": (500, 700),
     "synthetic_log_gaussian_cox_process": (500, 500),
@@ -57,7 +57,7 @@ def truths(name: str) -> dict[str, dict[str, Truth]]:
 
 def results_of(name: str, size: int) -> dict[str, Any]:
     """By what was compared with."""
-    draws, warmup = FEWER.get(name, (2000, 1000))
+    draws, warmup = FEWER.get(name, (1000, 1000))
     chains = sampled(name, jax.random.key(0), draws, warmup, dense=size <= DENSE, progress=False)
     found = {}
     for what, truth in truths(name).items():
