@@ -2,39 +2,8 @@
 
 from __future__ import annotations
 
-
-class VaraxError(Exception):
-    """Base class. The message has a headline and labelled lines, empty ones left out.
-
-    Args:
-        headline: one sentence.
-        address: the random choice concerned.
-        expected, got: what the operation needs and what it was given.
-        where: `file:line (function)` in the user's program.
-        fix: the way out.
-    """
-
-    def __init__(
-        self,
-        headline: str,
-        *,
-        address: tuple[str, ...] | str | None = None,
-        expected: object = None,
-        got: object = None,
-        where: str | None = None,
-        fix: str | None = None,
-    ):
-        shown = show_address(address) if address else None
-        rows = {"address": shown, "expected": expected, "got": got, "at": where, "fix": fix}
-        lines = [f"  {label + ':':<10}{text}" for label, text in rows.items() if text is not None]
-        super().__init__("\n".join([headline, *lines]))
-        self.address = shown
-        self.where = where
-
-
-def show_address(address: tuple[str, ...] | str) -> str:
-    """`("local", "z")` is written `local/z`."""
-    return address if isinstance(address, str) else "/".join(address)
+from ..kernels.errors import *  # noqa: F403
+from ..kernels.errors import VaraxError
 
 
 class AddressError(VaraxError):
