@@ -11,6 +11,8 @@ JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 ARGS   ?=
 BIN    := $(VENV)/bin
 
+NATIVE := kernels/native/build.py $(wildcard kernels/native/src/*)
+
 BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
@@ -57,10 +59,11 @@ clean:  ## remove caches and build products
 distclean: clean  ## remove the environment too
 	rm -rf $(VENV)
 
-# The environment. A stamp says with which extra varax was installed since pyproject.toml changed.
-$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+# The environment. A stamp says with which extra varax was installed since pyproject.toml or the
+# native kernels changed.
+$(VENV)/.installed-%: pyproject.toml setup.py $(NATIVE) | $(BIN)/python
 	@echo "installing varax[$*] into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	@VARAX_NATIVE_OBJECTS=$(CURDIR)/.cache/native $(BIN)/python -m pip install --quiet --editable ".[$*]"
 	@touch $@
 
 $(BIN)/python:
