@@ -1,0 +1,119 @@
+"""Loopy sum-product on an Ising grid: against a stencil of jnp.roll-like shifts, and PGMax."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _kernel_entries import Entry
+
+from varax.kernels.mp import FactorGraph, max_product, sum_product
+
+SWEEPS = 200
+
+
+def grid(n: int) -> np.ndarray:
+    """The edges of an n x n grid."""
+    index = np.arange(n * n).reshape(n, n)
+    right = np.stack([index[:, :-1].ravel(), index[:, 1:].ravel()], 1)
+    return np.concatenate([right, np.stack([index[:-1].ravel(), index[1:].ravel()], 1)])
+
+
+def stencil(unary: Any, coupling: float) -> Any:
+    """Messages as log odds on the grid, four shifted arrays: what one writes for this graph alone.
+
+    exp(coupling s_i s_j): a message is 2 atanh(tanh(coupling) tanh(cavity / 2)).
+    """
+    n = int(unary.shape[0] ** 0.5)
+    field = (unary[:, 1] - unary[:, 0]).reshape(n, n)
+    strength = np.tanh(coupling)
+
+    def through(cavity: Any) -> Any:
+        return 2 * jnp.arctanh(strength * jnp.tanh(cavity / 2))
+
+    def sweep(_: Any, messages: Any) -> Any:
+        left, right, up, down = messages  # from the left neighbour, ...
+        belief = field + left + right + up + down
+        return (
+            jnp.pad(through(belief - right)[:, :-1], ((0, 0), (1, 0))),
+            jnp.pad(through(belief - left)[:, 1:], ((0, 0), (0, 1))),
+            jnp.pad(through(belief - down)[:-1], ((1, 0), (0, 0))),
+            jnp.pad(through(belief - up)[1:], ((0, 1), (0, 0))),
+        )
+
+    messages = jax.lax.fori_loop(0, SWEEPS, sweep, (jnp.zeros((n, n)),) * 4)
+    odds = (field + sum(messages)).reshape(-1)
+    return jax.nn.sigmoid(jnp.stack([-odds, odds], 1))
+
+
+def _pgmax(n: int, coupling: float) -> Callable[[Any], Any] | None:
+    """PGMax's loopy belief propagation, where it can be imported on this JAX."""
+    if importlib.util.find_spec("pgmax") is None:
+        return None
+    try:
+        if not hasattr(jax.tree_util, "Partial"):
+            return None
+        for name in ("tree_map", "tree_leaves"):  # names that JAX has dropped and PGMax uses
+            if not hasattr(jax, name):
+                setattr(jax, name, getattr(jax.tree_util, name))
+        from pgmax import fgraph, fgroup, infer, vgroup
+
+        variables = vgroup.NDVarArray(num_states=2, shape=(n, n))
+        graph = fgraph.FactorGraph(variable_groups=variables)
+        table = coupling * np.array([[1.0, -1.0], [-1.0, 1.0]])
+        pairs = [[variables[i // n, i % n], variables[j // n, j % n]] for i, j in grid(n)]
+        graph.add_factors(
+            fgroup.PairwiseFactorGroup(variables_for_factors=pairs, log_potential_matrix=table)
+        )
+        inferer = infer.build_inferer(graph.bp_state, backend="bp")
+
+        def run(unary: Any) -> Any:
+            arrays = inferer.init(evidence_updates={variables: unary.reshape(n, n, 2)})
+            arrays = inferer.run(arrays, num_iters=SWEEPS, damping=0.0, temperature=1.0)
+            return next(iter(infer.get_marginals(inferer.get_beliefs(arrays)).values()))
+
+        run(jnp.zeros((n * n, 2)))
+    except Exception:  # whatever its imports and internals raise on a newer JAX
+        return None
+    return run
+
+
+def ising_entry(n: int, *, maximum: bool = False) -> Entry:
+    """Marginals after 200 sweeps of an n x n grid."""
+    coupling = 0.3
+    pairs = grid(n)
+
+    def varax(unary: Any) -> Any:
+        table = coupling * jnp.array([[1.0, -1.0], [-1.0, 1.0]])
+        graph = FactorGraph(unary, ((pairs, table),))
+        if maximum:
+            return max_product(graph, iterations=SWEEPS, tolerance=0.0).max_marginals
+        return sum_product(graph, iterations=SWEEPS, tolerance=0.0).marginals
+
+    def make() -> dict[str, Callable[[], Any]]:
+        rng = np.random.default_rng(0)
+        unary = jnp.asarray(rng.standard_normal((n * n, 2)), jnp.float32)
+        found: dict[str, Any] = {"varax": varax}
+        if not maximum:
+            found["plain XLA"] = lambda unary: stencil(unary, coupling)
+            if (peer := _pgmax(n, coupling)) is not None:
+                found["PGMax"] = peer
+        return {name: _call(jax.jit(f), unary) for name, f in found.items()}
+
+    what = "max-product" if maximum else "sum-product"
+    updates = SWEEPS * 2 * len(pairs)
+    return Entry("factor_graph", what, f"{n}x{n} K=2", make, flops=20.0 * updates)
+
+
+def _call(f: Callable[..., Any], given: Any) -> Callable[[], Any]:
+    return lambda: jax.block_until_ready(f(given))
+
+
+def entries(quick: bool) -> list[Entry]:
+    """All of them, or short ones."""
+    n = 30 if quick else 100
+    return [ising_entry(n), ising_entry(n, maximum=True)]

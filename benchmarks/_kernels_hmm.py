@@ -1,0 +1,166 @@
+"""Discrete chains: filter, its gradient, smoother, most likely path; against a scan and dynamax."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _kernel_entries import Entry
+
+from varax.kernels.mp import hmm_filter, hmm_smoother, hmm_viterbi
+
+
+def data(steps: int, states: int, batch: tuple[int, ...] = ()) -> tuple[jax.Array, ...]:
+    """A chain with random transitions and unit-normal log likelihoods."""
+    rng = np.random.default_rng(0)
+    arrays = (
+        rng.dirichlet(np.ones(states)),
+        rng.dirichlet(np.ones(states), size=states),
+        rng.standard_normal((*batch, steps, states)),
+    )
+    return tuple(jnp.asarray(a, jnp.float32) for a in arrays)
+
+
+def scan_filter(initial: Any, transitions: Any, logs: Any) -> Any:
+    """The best scan we know: products as multiply + reduce, likelihoods exponentiated outside."""
+    shift = logs.max(1)
+    weights = jnp.exp(logs - shift[:, None])
+
+    def step(predicted: Any, w: Any) -> Any:
+        joint = predicted * w
+        scale = joint.sum()
+        filtered = joint / scale
+        return (filtered[:, None] * transitions).sum(0), (scale, filtered)
+
+    _, (scales, filtered) = jax.lax.scan(step, initial, weights)
+    return jnp.log(scales).sum() + shift.sum(), filtered
+
+
+def scan_viterbi(initial: Any, transitions: Any, logs: Any) -> Any:
+    """The usual form: best predecessors remembered, then followed back."""
+    a = jnp.log(transitions)
+
+    def step(delta: Any, log: Any) -> Any:
+        scores = delta[:, None] + a
+        return scores.max(0) + log - scores.max(), scores.argmax(0)
+
+    last, best = jax.lax.scan(step, jnp.log(initial) + logs[0], logs[1:])
+    end = last.argmax()
+    _, path = jax.lax.scan(lambda z, b: (b[z], b[z]), end, best, reverse=True)
+    return jnp.append(path, end)
+
+
+def _bound(functions: dict[str, Callable[..., Any]], given: Any) -> dict[str, Callable[[], Any]]:
+    return {name: _call(jax.jit(f), given) for name, f in functions.items()}
+
+
+def _call(f: Callable[..., Any], given: Any) -> Callable[[], Any]:
+    return lambda: jax.block_until_ready(f(*given))
+
+
+def _with_gradient(f: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.value_and_grad(lambda *a: f(*a)[0], (0, 1, 2))
+
+
+def _over_series(f: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.vmap(f, (None, None, 0))
+
+
+def _dynamax() -> Any:
+    if importlib.util.find_spec("dynamax") is None:
+        return None
+    from dynamax.hidden_markov_model import inference
+
+    return inference
+
+
+def filter_entry(steps: int, states: int) -> Entry:
+    """Evidence and filtered probabilities."""
+
+    def make() -> dict[str, Callable[[], Any]]:
+        found: dict[str, Any] = {"varax": hmm_filter, "plain XLA": scan_filter}
+        if (peer := _dynamax()) is not None:
+            found["dynamax"] = peer.hmm_filter
+        return _bound(found, data(steps, states))
+
+    size = f"N={steps:.0e} K={states}"
+    moved = 2 * 4 * steps * states
+    flops = steps * (2 * states**2 + 12 * states)
+    return Entry("hmm_filter", "value", size, make, bytes=moved, flops=flops)
+
+
+def gradient_entry(steps: int, states: int) -> Entry:
+    """Evidence and its gradient in all three operands."""
+
+    def make() -> dict[str, Callable[[], Any]]:
+        found: dict[str, Any] = {
+            "varax": _with_gradient(hmm_filter),
+            "plain XLA": _with_gradient(scan_filter),
+        }
+        if (peer := _dynamax()) is not None:
+            found["dynamax"] = jax.value_and_grad(
+                lambda *a: peer.hmm_filter(*a).marginal_loglik, (0, 1, 2)
+            )
+        return _bound(found, data(steps, states))
+
+    size = f"N={steps:.0e} K={states}"
+    moved = 5 * 4 * steps * states
+    flops = steps * (6 * states**2 + 30 * states)
+    return Entry("hmm_filter", "value and gradient", size, make, bytes=moved, flops=flops)
+
+
+def batch_entry(series: int, steps: int, states: int) -> Entry:
+    """Many short chains by vmap."""
+
+    def make() -> dict[str, Callable[[], Any]]:
+        forms: dict[str, Any] = {"varax": hmm_filter, "plain XLA": scan_filter}
+        found = {name: _over_series(_with_gradient(f)) for name, f in forms.items()}
+        return _bound(found, data(steps, states, (series,)))
+
+    size = f"B={series} N={steps} K={states}"
+    return Entry("hmm_filter", "value and gradient, vmap", size, make)
+
+
+def smoother_entry(steps: int, states: int) -> Entry:
+    """Smoothed probabilities and expected transitions."""
+
+    def make() -> dict[str, Callable[[], Any]]:
+        def by_gradient(*given: Any) -> Any:
+            return _with_gradient(scan_filter)(*given)
+
+        found: dict[str, Any] = {"varax": hmm_smoother, "plain XLA": by_gradient}
+        if (peer := _dynamax()) is not None:
+            found["dynamax"] = peer.hmm_two_filter_smoother
+        return _bound(found, data(steps, states))
+
+    return Entry("hmm_smoother", "value", f"N={steps:.0e} K={states}", make)
+
+
+def viterbi_entry(steps: int, states: int) -> Entry:
+    """The most likely path."""
+
+    def make() -> dict[str, Callable[[], Any]]:
+        found: dict[str, Any] = {"varax": hmm_viterbi, "plain XLA": scan_viterbi}
+        if (peer := _dynamax()) is not None:
+            found["dynamax"] = peer.hmm_posterior_mode
+        return _bound(found, data(steps, states))
+
+    return Entry("hmm_viterbi", "value", f"N={steps:.0e} K={states}", make)
+
+
+def entries(quick: bool) -> list[Entry]:
+    """All of them, or short ones."""
+    long = 10_000 if quick else 1_000_000
+    return [
+        filter_entry(long, 4),
+        *(filter_entry(10_000, states) for states in (16, 64)),
+        *(gradient_entry(10_000, states) for states in (4, 16, 64)),
+        batch_entry(64 if quick else 512, 200, 4),
+        smoother_entry(10_000, 16),
+        viterbi_entry(10_000, 4),
+        viterbi_entry(10_000, 32),
+    ]

@@ -1,0 +1,65 @@
+"""What the forms of the discrete chain's filter share: shifts, sums, pieces of the adjoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..frame import Call
+
+MOST = 80.0  # exp(80) is finite in float32; only states that are out of reach get there
+
+
+def shift_of(predicted: Any, logs: Any) -> Any:
+    """What to subtract from the log likelihoods of a step before they are exponentiated."""
+    top = _finite(logs.max())
+    usual = (predicted * jnp.exp(logs - top)).sum() > _tiny(logs.dtype)
+    reachable = _finite(jnp.where(predicted > 0, logs, -jnp.inf).max())
+    return jax.lax.stop_gradient(jnp.where(usual, top, reachable))
+
+
+def _finite(x: Any) -> Any:
+    return jnp.where(jnp.isfinite(x), x, 0)
+
+
+def _tiny(dtype: Any) -> float:
+    return float(jnp.finfo(dtype).tiny) ** 0.4  # underflow below it is lost in rounding above it
+
+
+def blocked_sum(x: Any) -> Any:
+    """The sum of a vector, in blocks: a running sum in float32 loses tens of nats at 1e6 terms."""
+    block = 1024
+    return jnp.pad(x, (0, -len(x) % block)).reshape(-1, block).sum(1).sum()
+
+
+def gains_and_weights(logs: Any, shift: Any, scale: Any, evidence_bar: Any) -> Any:
+    """What a step adds of the evidence's cotangent, and w / c."""
+    weights = jnp.exp(jnp.minimum(logs - shift[:, None], MOST))
+    weights = weights / jnp.where(scale == 0, 1, scale)[:, None]
+    return jnp.where(scale == 0, 0, evidence_bar), weights
+
+
+def transitions_bar_of(transitions: Any, filtered: Any, q: Any) -> Any:
+    """The cotangent of the transitions, from those of what was predicted."""
+    if transitions.ndim == 3:
+        return filtered[:-1, :, None] * q[:, None, :]
+    return jnp.einsum("ti,tj->ij", filtered[:-1], q)
+
+
+def attributes(call: Call) -> dict[str, Any]:
+    """What the native handlers of chains are told; operand 2 is [N, K]."""
+    steps, states = call.operands[2].shape
+    return {
+        "batch": np.int64(1 if call.batch is None else call.batch),
+        "steps": np.int64(steps),
+        "states": np.int64(states),
+        "varying": np.bool_(len(call.operands[1].shape) == 3),
+    }
+
+
+def suffix(call: Call) -> str:
+    """How the handlers of a dtype are called."""
+    return {"float32": "f32", "float64": "f64"}[call.operands[2].dtype.name]
