@@ -1,0 +1,51 @@
+"""Other forms of the filter in JAX as implementations of the operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from ..frame import Call, Implementation
+from . import kalman_adjoint
+
+SHORT = 64
+
+
+def in_jax(
+    name: str, platforms: tuple[str, ...], module: ModuleType, refuse: Callable[[Call], str | None]
+) -> Implementation:
+    """An implementation by `module.filtered`, and `module.adjoint` if there is one."""
+    back = getattr(module, "adjoint", kalman_adjoint.adjoint)
+
+    def value(call: Call, *operands: Any) -> Any:
+        f = module.filtered
+        if call.batch is not None:
+            f = jax.vmap(f, tuple(0 if b else None for b in call.batched))
+        log_likelihood, *kept = f(*operands)
+        outputs = (log_likelihood, *kept[:2]) if call.statics["moments"] else (log_likelihood,)
+        return outputs, tuple(kept) if call.save else ()
+
+    def adjoint(call: Call, operands: Any, residuals: Any, cotangents: Any) -> Any:
+        def one(operands: Any, residuals: Any, cotangents: Any) -> Any:
+            return back(operands, residuals, cotangents, **call.statics)
+
+        if call.batch is not None:
+            axes = tuple(0 if b else None for b in call.batched)
+            one = jax.vmap(one, (axes, 0, 0))
+        return one(operands, residuals, cotangents)
+
+    return Implementation(name, platforms, value, adjoint, refuse=refuse)
+
+
+def empty(call: Call) -> str | None:
+    """No steps."""
+    return None if call.operands[0].shape[0] else "needs a step"
+
+
+def too_short(call: Call) -> str | None:
+    """Chains for which a loop is no slower."""
+    steps = call.operands[0].shape[0]
+    return None if steps >= SHORT else f"is for {SHORT} steps or more, not {steps}"

@@ -1,0 +1,92 @@
+"""The Kalman filter and its adjoint in C++, for up to 8 states and 8 observations at a time.
+
+One series is a loop over time whose rows of matrices are vector registers; from four series on,
+each lane of a vector has a series of its own. Sums over time are in blocks and compensated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..frame import Call
+from ..native import call as call_native
+from ..native import native
+from .kalman_definition import CORE_DIMS, OPERANDS
+
+MOST_STATES = MOST_OBSERVED = 8
+
+
+def refuse(call: Call) -> str | None:
+    """Sizes that there are no loops for."""
+    (n,), m = call.operands[5].shape, call.operands[0].shape[1]
+    if n > MOST_STATES:
+        return f"has at most {MOST_STATES} states, not {n}"
+    if m > MOST_OBSERVED:
+        return f"has at most {MOST_OBSERVED} observations at a time, not {m}"
+    if len({d for d in call.dtypes if d != "bool"}) > 1:
+        return "needs one dtype"
+    return None
+
+
+def value(call: Call, *operands: Any) -> Any:
+    """Outputs and residuals; those that are not wanted have no elements."""
+    steps, m = call.operands[0].shape
+    n = call.operands[5].shape[0]
+    moments = call.statics["moments"]
+    filtered = [_struct(call, steps, n), _struct(call, steps, n, n)]
+    rest = [_struct(call, steps, n, m), _struct(call, steps, m), _struct(call, steps, m, m)]
+    results = [
+        _struct(call),
+        *(filtered if moments or call.save else [_none(call)] * 2),
+        *(rest if call.save else [_none(call)] * 3),
+    ]
+    found = call_native(_name(call, "value"), results, *operands, **_attributes(call))
+    return tuple(found[: 3 if moments else 1]), tuple(found[1:]) if call.save else ()
+
+
+def adjoint(call: Call, operands: Any, residuals: Any, cotangents: Any) -> Any:
+    """Cotangents of the operands, all with the batch axis if there is one."""
+    cotangents = (*cotangents, None, None)[:3]
+    given = [jax.numpy.zeros((0,), residuals[0].dtype) if c is None else c for c in cotangents]
+    results = [_struct(call, *o.shape) for o in call.operands[:-1]]
+    handler, attributes = _name(call, "adjoint"), _attributes(call)
+    return (*call_native(handler, results, *operands, *residuals, *given, **attributes), None)
+
+
+IMPLEMENTATION = native(value, adjoint, refuse=refuse)
+
+
+def _dtype(call: Call) -> Any:
+    return call.operands[0].dtype
+
+
+def _struct(call: Call, *shape: int) -> jax.ShapeDtypeStruct:
+    front = () if call.batch is None else (call.batch,)
+    return jax.ShapeDtypeStruct((*front, *shape), _dtype(call))
+
+
+def _none(call: Call) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((0,), _dtype(call))
+
+
+def _name(call: Call, part: str) -> str:
+    return f"varax_kalman_{part}_f{8 * _dtype(call).itemsize}"
+
+
+def _attributes(call: Call) -> dict[str, Any]:
+    steps, m = call.operands[0].shape
+    sizes = (call.operands[5].shape[0], m, steps, 1 if call.batch is None else call.batch)
+    varies = [
+        name == "y" or (name in CORE_DIMS and o.ndim > CORE_DIMS[name])
+        for name, o in zip(OPERANDS, call.operands, strict=True)
+    ]
+    # without a batch axis, the one series has everything
+    batched = (True,) * len(varies) if call.batch is None else call.batched
+    return {
+        "sizes": np.array(sizes, np.int64),
+        "varies": np.array(varies, np.int64),
+        "batched": np.array(batched, np.int64),
+    }

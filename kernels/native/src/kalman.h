@@ -1,0 +1,52 @@
+// The Kalman filter's log-likelihood and its adjoint: what the handlers tell the loops.
+#pragma once
+
+#include "varax.h"
+
+namespace varax {
+
+constexpr int kKalmanMostStates = 8;
+constexpr int kKalmanMostObserved = 8;
+
+// An array of a problem: `step` elements from one time to the next (0: the same at all times), `series`
+// from one series to the next (0: shared). data == nullptr: not given, or not wanted.
+template <class T>
+struct Strided {
+  T* data = nullptr;
+  int64_t step = 0;
+  int64_t series = 0;
+};
+
+template <class T>
+struct KalmanModel {
+  int64_t n, m, steps, batch;
+  Strided<const T> y, A, Q, H, R, m0, P0, b, d;
+  Strided<const uint8_t> mask;
+};
+
+template <class T>
+struct KalmanValue {
+  KalmanModel<T> model;
+  T* log_likelihood;                           // [batch]
+  Strided<T> mean, cov, gain, white, precision;  // of every step, or not wanted
+};
+
+template <class T>
+struct KalmanAdjoint {
+  KalmanModel<T> model;
+  Strided<const T> mean, cov, gain, white, precision;
+  Strided<const T> d_log_likelihood, d_mean, d_cov;  // may be absent
+  Strided<T> d_y, d_A, d_Q, d_H, d_R, d_m0, d_P0, d_b, d_d;  // step 0: summed over time
+};
+
+}  // namespace varax
+
+// Series go together, one in each lane of a vector, where there are enough of them. The loops do one group of
+// series; the order of summation depends on the problem alone.
+VARAX_DECLARE(
+    int64_t kalman_groups_f32(int64_t m, int64_t batch);
+    int64_t kalman_groups_f64(int64_t m, int64_t batch);
+    void kalman_value_f32(const KalmanValue<float>* problem, int64_t group);
+    void kalman_value_f64(const KalmanValue<double>* problem, int64_t group);
+    void kalman_adjoint_f32(const KalmanAdjoint<float>* problem, int64_t group);
+    void kalman_adjoint_f64(const KalmanAdjoint<double>* problem, int64_t group);)

@@ -1,0 +1,143 @@
+"""Linear-Gaussian chains and Matern processes: the cases that every implementation is tried on."""
+
+from __future__ import annotations
+
+import numpy as np
+from kernel_checks import Case
+
+from varax.kernels import mp
+
+NAMES = ("y", "A", "Q", "H", "R", "m0", "P0", "b", "d")
+
+
+def chain(rng, n, m, steps, *, varying=False, scale=1.0, batch=(), batched=()):
+    """Arrays of a model in the order of NAMES; `varying` gives A, Q, b, H, R, d a time axis."""
+    moves = (max(steps - 1, 0),) if varying else ()
+    times = (steps,) if varying else ()
+
+    def covariance(*front, k):
+        B = rng.standard_normal((*front, k, k + 1))
+        return scale**2 * (B @ np.swapaxes(B, -1, -2) / k + 0.1 * np.eye(k))
+
+    def of(name):
+        front = batch if name in batched else ()
+        normal = lambda *shape: rng.standard_normal((*front, *shape))  # noqa: E731
+        return {
+            "y": lambda: scale * normal(steps, m),
+            "A": lambda: 0.7 * np.eye(n) + 0.3 * normal(*moves, n, n) / np.sqrt(n),
+            "Q": lambda: covariance(*front, *moves, k=n),
+            "H": lambda: normal(*times, m, n),
+            "R": lambda: covariance(*front, *times, k=m),
+            "m0": lambda: scale * normal(n),
+            "P0": lambda: covariance(*front, k=n),
+            "b": lambda: scale * normal(*moves, n),
+            "d": lambda: scale * normal(*times, m),
+        }[name]()
+
+    return tuple(of(name) for name in NAMES)
+
+
+def of_arrays(function, with_mask=False):
+    def call(*arrays):
+        model, mask = (arrays[:9], arrays[9]) if with_mask else (arrays, None)
+        return function(*model[:7], b=model[7], d=model[8], mask=mask)
+
+    return call
+
+
+def case(name, function, n, m, steps, *, mask=None, axes=None, **options):
+    def arrays(rng):
+        model = chain(rng, n, m, steps, **options)
+        return model if mask is None else (*model, rng.random(mask) < 0.7)
+
+    operation = {
+        mp.kalman_log_likelihood: "kalman_filter",
+        mp.kalman_filter: "kalman_filter",
+        mp.kalman_smoother: "kalman_smoother",
+    }[function]
+    return Case(name, operation, of_arrays(function, mask is not None), arrays, axes)
+
+
+def batched(names, mask=None):
+    axes = tuple(0 if name in names else None for name in NAMES)
+    return axes if mask is None else (*axes, mask)
+
+
+FILTER = [
+    *(case(f"{n}-1-filter", mp.kalman_filter, n, 1, 9) for n in (1, 2, 3, 5, 8)),
+    case("6-1-likelihood", mp.kalman_log_likelihood, 6, 1, 130),
+    case("4-3", mp.kalman_filter, 4, 3, 7),
+    case("2-8", mp.kalman_filter, 2, 8, 5, varying=True),
+    case("3-2-varying-mask", mp.kalman_filter, 3, 2, 9, varying=True, mask=(9, 2)),
+    case("7-1-varying", mp.kalman_filter, 7, 1, 6, varying=True),
+    case("2-1-mask", mp.kalman_log_likelihood, 2, 1, 70, mask=(70,)),
+    case("one step", mp.kalman_filter, 3, 2, 1),
+    case("no step", mp.kalman_filter, 2, 1, 0),
+    case("large", mp.kalman_filter, 2, 2, 6, scale=1e8),
+    case("small", mp.kalman_filter, 2, 2, 6, scale=1e-8),
+    case("9-1: no loops of this size", mp.kalman_filter, 9, 1, 4),
+    case(
+        "batch-y", mp.kalman_log_likelihood, 3, 1, 20,
+        batch=(19,), batched=("y",), axes=batched(("y",)),
+    ),
+    case(
+        "batch-of-2", mp.kalman_filter, 2, 1, 6,
+        batch=(2,), batched=("y", "A"), axes=batched(("y", "A")),
+    ),
+    case(
+        "batch-of-none", mp.kalman_filter, 2, 1, 3,
+        batch=(0,), batched=("y",), axes=batched(("y",)),
+    ),
+    case(
+        "batch-most", mp.kalman_filter, 3, 2, 5, varying=True,
+        batch=(18,), batched=("y", "A", "H", "R", "m0", "b"),
+        axes=batched(("y", "A", "H", "R", "m0", "b")),
+    ),
+    case(
+        "batch-many-observed", mp.kalman_filter, 6, 2, 5,
+        batch=(5,), batched=("y", "Q", "P0"), axes=batched(("y", "Q", "P0")),
+    ),
+    case(
+        "batch-mask", mp.kalman_filter, 2, 2, 8, mask=(17, 8, 2),
+        batch=(17,), batched=("y",), axes=batched(("y",), mask=0),
+    ),
+]  # fmt: skip
+
+SMOOTHER = [
+    case("3-1", mp.kalman_smoother, 3, 1, 12),
+    case("4-2-varying-mask", mp.kalman_smoother, 4, 2, 8, varying=True, mask=(8, 2)),
+    case("one step", mp.kalman_smoother, 2, 1, 1),
+    case(
+        "batch", mp.kalman_smoother, 2, 1, 6,
+        batch=(5,), batched=("y", "Q"), axes=batched(("y", "Q")),
+    ),
+]  # fmt: skip
+
+
+def matern(name, kind, steps, *, noise=(), spacing=1.0, axes=None, front=()):
+    def function(times, y, variance, length_scale, noise_sd):
+        return mp.matern_log_likelihood(times, y, kind, variance, length_scale, noise_sd)
+
+    def arrays(rng):
+        gaps = spacing * rng.exponential(size=steps) * rng.choice([0.1, 1.0], steps)
+        return (
+            np.cumsum(gaps),
+            rng.standard_normal((*front, steps)),
+            np.exp(0.3 * rng.standard_normal(front)),
+            np.exp(0.3 * rng.standard_normal()),
+            0.3 + rng.random(noise),
+        )
+
+    return Case(f"{kind}-{name}".replace("/", ":"), "matern_log_likelihood", function, arrays, axes)
+
+
+MATERN = [
+    *(matern("200", kind, 200) for kind in ("1/2", "3/2", "5/2")),
+    *(matern("one", kind, 1) for kind in ("1/2", "5/2")),
+    matern("none", "3/2", 0),
+    matern("each noise", "3/2", 65, noise=(65,)),
+    matern("far apart", "5/2", 20, spacing=1e3),
+    matern("batch", "3/2", 10, front=(5,), axes=(None, 0, 0, None, None)),
+]
+
+CASES = [*FILTER, *SMOOTHER, *MATERN]
