@@ -42,6 +42,9 @@ from .ppl.measure import Capability, Measure
 from .ppl.model import Model, model
 from .ppl.numpyro_model import from_numpyro
 from .ppl.potential import Potential, constrain
+from .ppl.quantization_report import quantization_report
+from .ppl.quantize import quantize
+from .ppl.quantized_linear import QuantizedLinear
 from .ppl.reparameterize import Reparameterized, reparameterize
 from .ppl.result import FitResult
 from .ppl.runs.checkpoints import Checkpoints
@@ -66,6 +69,7 @@ __all__ = [
     "Metric",
     "Model",
     "Potential",
+    "QuantizedLinear",
     "Reparameterized",
     "Run",
     "Trace",
@@ -105,6 +109,8 @@ __all__ = [
     "pathfinder",
     "posterior_predictive_check",
     "psis",
+    "quantization_report",
+    "quantize",
     "reparameterize",
     "replay",
     "sample",
