@@ -1,0 +1,158 @@
+"""The Pallas kernels on a real GPU (Hopper or newer): right first, then how fast.
+
+    python benchmarks/kernels_gpu.py [--quick]
+
+Every kernel is held against float64 on the host by the rule of the tests, error(kernel) <= 2 *
+error(plain form) + tiny; one that is wrong is reported, not timed, and makes the script fail.
+Times are medians of interleaved rounds on the device, beside XLA's form, with the kernel's share
+of the limit: bytes that have to be moved over the memory's bandwidth, or arithmetic over the peak
+of the units used. Without such a GPU it says so and ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from varax import kernels
+from varax.kernels.gp import covariance_matmul
+from varax.kernels.pallas import capability
+from varax.kernels.quant.packed import PackedWeights
+from varax.kernels.quant.product import quantized_matmul
+
+BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12}  # bytes a second, by data sheet
+FLOAT32 = {"H100": 67e12, "H200": 67e12}  # operations a second, no tensor cores
+TINY = 16 * float(np.finfo(np.float32).eps)
+
+
+def covariance_entries(quick: bool) -> list[Any]:
+    """(operation, what, size, function, arrays, bytes, operations)."""
+    entries = []
+    for kind, n, d, k in [("matern52", 10_000, 3, 1), ("rbf", 100_000, 2, 1)][: 1 if quick else 2]:
+        rng = np.random.default_rng(0)
+        x, v = rng.standard_normal((n, d)), rng.standard_normal((n, k))
+
+        def value(x: Any, v: Any, kind: str = kind) -> Any:
+            return covariance_matmul(kind, x, x, v, length_scale=0.7)
+
+        def gradient(x: Any, v: Any, value: Any = value) -> Any:
+            return jax.grad(lambda x, v: jnp.sum(value(x, v) ** 2), (0, 1))(x, v)
+
+        size, work = f"{kind} n={n} d={d} k={k}", n * n * (3 * d + 2 * k + 12)
+        entries.append(("covariance_matmul", "value", size, value, (x, v), 4 * n * (d + 2), work))
+        entries.append(("covariance_matmul", "gradient", size, gradient, (x, v), None, None))
+    return entries
+
+
+def quantized_entries(quick: bool) -> list[Any]:
+    entries = []
+    size = 1024 if quick else 4096
+    rng = np.random.default_rng(0)
+    for bits, activations in ((4, "bfloat16"), (8, "bfloat16"), (4, "float32"), (8, "int8")):
+        codes = rng.integers(0, 2**bits, (size, size))
+        scales = jnp.asarray(0.5 + rng.random((size // 128, size)), jnp.float32)
+        weights = PackedWeights.from_codes(codes, scales, bits=bits, group=128)
+        for rows in (1, 8, 64):
+
+            def f(x: Any, weights: Any = weights, activations: str = activations) -> Any:
+                return quantized_matmul(x, weights, activations)
+
+            name = f"w{bits} {activations} M={rows} K=N={size}"
+            moved = size * size * bits / 8
+            x = rng.standard_normal((rows, size))
+            entries.append(("quantized_matmul", "value", name, f, (x,), moved, None))
+    return entries
+
+
+def arrays_of(arrays: Any, dtype: Any) -> Any:
+    return [jnp.asarray(a, dtype) for a in arrays]
+
+
+def leaves(out: Any) -> list[np.ndarray]:
+    return [np.asarray(x, np.float64) for x in jax.tree.leaves(out)]
+
+
+def is_right(
+    f: Callable[..., Any], forms: dict[str, Callable[..., Any]], arrays: Any
+) -> str | None:
+    """What is wrong with the kernel, or None. The exact result is XLA's, in float64, on the CPU."""
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]), kernels.using("xla"):
+        exact = leaves(jax.jit(f)(*arrays_of(arrays, jnp.float64)))
+    slow, fast = (
+        leaves(forms[name](*arrays_of(arrays, jnp.float32))) for name in ("xla", "pallas")
+    )
+    for t, s, q in zip(exact, slow, fast, strict=True):
+        allowed = 2 * abs(s - t).max() + TINY * abs(t).max()
+        if not abs(q - t).max() <= allowed:
+            return f"WRONG: error {abs(q - t).max():.3g}, allowed {allowed:.3g}"
+    return None
+
+
+def compiled(f: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def run(*arrays: Any) -> Any:
+        with kernels.using(name):
+            return jitted(*arrays)
+
+    jitted = jax.jit(f)
+    return run
+
+
+def times(forms: dict[str, Callable[..., Any]], arrays: Any, rounds: int) -> dict[str, float]:
+    """Seconds a call, medians over interleaved rounds of calls that are enqueued together."""
+    arrays = [jax.device_put(a) for a in arrays_of(arrays, jnp.float32)]
+    found: dict[str, list[float]] = {name: [] for name in forms}
+    for f in forms.values():
+        jax.block_until_ready(f(*arrays))
+    for _ in range(rounds):
+        for name, f in forms.items():
+            start = time.perf_counter()
+            jax.block_until_ready([f(*arrays) for _ in range(10)])
+            found[name].append((time.perf_counter() - start) / 10)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
+    quick = parser.parse_args().quick
+    if reason := capability.too_old():
+        print(f"no GPU for these kernels: {reason}")
+        return 0
+    device = jax.devices("cuda")[0]
+    version = device.compute_capability
+    print(f"{device.device_kind}, compute capability {version}, JAX {jax.__version__}")
+    chip = next((name for name in BANDWIDTH if name in device.device_kind), None)
+    failures = 0
+    for operation, what, size, f, arrays, moved, work in [
+        *covariance_entries(quick),
+        *quantized_entries(quick),
+    ]:
+        forms = {name: compiled(f, name) for name in ("pallas", "xla")}
+        line = f"{operation:18} {what:9} {size:34}"
+        try:
+            wrong = is_right(f, forms, arrays)
+        except Exception as error:  # a kernel that does not compile is a failure, not the end
+            wrong = f"FAILED: {type(error).__name__}: {str(error)[:200]}"
+        if wrong:
+            failures += 1
+            print(line, wrong, flush=True)
+            continue
+        took = times(forms, arrays, 3 if quick else 15)
+        line += f" pallas {1e6 * took['pallas']:9.1f} us   xla {1e6 * took['xla']:9.1f} us"
+        line += f"   ratio {took['xla'] / took['pallas']:6.2f}"
+        if chip and moved:
+            limit = max(moved / BANDWIDTH[chip], (work or 0) / FLOAT32[chip])
+            line += f"   {100 * limit / took['pallas']:5.1f} % of the limit"
+        print(line, flush=True)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
