@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ..kernels.frame.primitives import OWNERS as KERNELS
 from . import _jax
 
 
@@ -60,6 +61,8 @@ def axis_map(eqn: _jax.JaxprEqn) -> list[AxisMap]:
         return [_same(s, out) | {eqn.params["axis"]: Along(eqn.params["axis"], order)} for s in ins]
     if name in MATRICES:
         return [_where(s, lambda i: i < len(ins[0]) - 2) for s in ins]
+    if eqn.primitive in KERNELS:
+        return _kernel(eqn.params, ins, out)
     if rule := RULES.get(name):
         return rule(eqn.params, ins, out)
     return [{} for _ in ins]
@@ -250,6 +253,11 @@ def _conv(params: Any, ins: Any, out: Any) -> list[AxisMap]:
         return [{}, {}]
     numbers = params["dimension_numbers"]
     return [{numbers.lhs_spec[0]: Along(numbers.out_spec[0])}, {}]
+
+
+def _kernel(params: Any, ins: Any, out: Any) -> list[AxisMap]:
+    """The calls of a batch are apart; everything inside one is mixed."""
+    return [{0: Along(0)} if has else {} for has in params["batched"]]
 
 
 RULES: dict[str, Callable[[Any, Any, Any], list[AxisMap]]] = {

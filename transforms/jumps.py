@@ -17,6 +17,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ..kernels.frame.primitives import OWNERS as KERNELS
 from . import _jax
 from .continuity import COMPARISONS, boundary, is_continuous
 from .site import eqn_has_sites, site_p
@@ -51,6 +52,9 @@ def _cast(value: Value, v: Any) -> Value:
 def continuous(region: Region, eqn: _jax.JaxprEqn, values: list[Value]) -> list[Value]:
     """An operation without jumps, except in outputs that are no floats (`top_k`'s indices)."""
     every = union(values)
+    if eqn.primitive in KERNELS and KERNELS[eqn.primitive][0].jumps(dict(eqn.params["statics"])):
+        origin = region.origin(eqn, every.smooth)
+        return [Value(every.smooth, every.rough | origin) for _ in eqn.outvars]
     if eqn.primitive.name not in LINEAR or (eqn.primitive.name == "div" and values[1].edge):
         every = Value(every.smooth, every.rough)
     return [
