@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 MODELS = Path(__file__).parent / "models"
+SMALL_LOOPS = "xla_cpu_small_while_loop_byte_threshold"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,9 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("list", help="the models of the library")
     run = commands.add_parser("run", help="fit a model and draw its picture", add_help=False)
     run.add_argument("model", help="a name that `varax list` shows")
-    commands.add_parser("doctor", help="versions and devices")
+    commands.add_parser("doctor", help="versions, devices, kernels")
     args, rest = parser.parse_known_args(argv)
-    _avoid_hang()
+    if args.command == "run":
+        _set_xla_flags()
     if args.command != "run" and rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if args.command == "list":
@@ -34,11 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return doctor() if args.command == "doctor" else run_model(args.model, rest)
 
 
-def _avoid_hang() -> None:
-    """On jaxlib 0.10 two batched LAPACK calls in one program can wait for each other for ever."""
-    flag = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+def _set_xla_flags() -> None:
+    """What makes programs on CPUs faster, or lets them end; what the user has set is kept.
+
+    Loops that touch little memory are compiled as one function: small scans, and their gradients,
+    run several times faster. On jaxlib 0.10 two batched LAPACK calls in one program can wait for
+    each other for ever. XLA reads the flags before the first computation.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if SMALL_LOOPS not in flags:
+        flags = f"{flags} --xla_backend_extra_options={SMALL_LOOPS}=65536"
     if importlib.metadata.version("jaxlib").startswith("0.10."):
-        os.environ["XLA_FLAGS"] = f"{flag} {os.environ.get('XLA_FLAGS', '')}".strip()
+        flags = f"--xla_cpu_enable_concurrency_optimized_scheduler=false {flags}"
+    os.environ["XLA_FLAGS"] = flags.strip()
 
 
 def models() -> dict[str, str]:
@@ -91,7 +101,39 @@ def doctor() -> int:
         print(f"{package:11}{importlib.metadata.version(package)}")
     print(f"devices    {', '.join(str(device) for device in jax.devices())}")
     print(f"precision  {jax.numpy.zeros(()).dtype}")
+    _kernels()
     return 0
+
+
+def _kernels() -> None:
+    """What was built, what it uses, what each platform would run."""
+    from .kernels import native
+    from .kernels.frame.implementation import PLATFORMS
+    from .kernels.frame.operation import OPERATIONS
+
+    found = native.library() is not None
+    print(f"native     {native.path() if found else native.missing()}")
+    if found:
+        print(f"handlers   {len(native.handlers())}, instruction set {native.instruction_set()}")
+    for platform_name in PLATFORMS:
+        by_name: dict[str, list[str]] = {}
+        for operation in OPERATIONS.values():
+            usable = [
+                i.name
+                for i in operation.implementations
+                if (not i.platforms or platform_name in i.platforms)
+                and (found or i.name != "native")
+            ]
+            by_name.setdefault(usable[0], []).append(operation.name)
+        for name, operations in by_name.items():
+            print(f"{platform_name:11}{name}: {', '.join(sorted(operations))}")
+    flags = os.environ.get("XLA_FLAGS", "")
+    loops = (
+        "set"
+        if SMALL_LOOPS in flags
+        else f"not set; XLA_FLAGS=--xla_backend_extra_options={SMALL_LOOPS}=65536 helps scans"
+    )
+    print(f"XLA_FLAGS  {flags or '(none)'}\nloops      the threshold for small loops is {loops}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def blocks(name):
 
 
 def test_readme_snippets_run_as_printed_and_learn():
-    first, second, third, _ = blocks("README.md")
+    first, second, third, _, kernels = blocks("README.md")
     assert len([line for line in first.splitlines() if line.strip()]) <= 30
     scope = {}
     exec(first, scope)
@@ -32,11 +32,13 @@ def test_readme_snippets_run_as_printed_and_learn():
     assert scope["result"].history[-200:].mean() > elbo[-200:].mean() + 1
     exec(third, scope)
     assert np.isfinite(scope["value"]) and scope["gradient"].shape == (3,)
+    exec(kernels, scope)
+    assert np.isfinite(scope["slope"])
 
 
 @pytest.mark.slow
 def test_readme_posterior_runs_as_printed_and_knows_when_not_to_trust():
-    first, _, _, posterior = blocks("README.md")
+    first, _, _, posterior, _ = blocks("README.md")
     scope = {}
     exec("".join(line for line in first.splitlines(True) if "import" in line), scope)
     exec(posterior, scope)
