@@ -19,6 +19,9 @@ if version("jaxlib").startswith("0.10."):
     # for ever. Later jaxlibs do not hang; a flag that XLA does not know would abort the process.
     os.environ["XLA_FLAGS"] = f"{SERIAL_CPU} {os.environ.get('XLA_FLAGS', '')}".strip()
 
+import collections  # noqa: E402
+import gc  # noqa: E402
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
@@ -28,3 +31,26 @@ def x64(request):
     """Run the test once in each precision; the value says whether float64 is enabled."""
     with jax.enable_x64(request.param):
         yield request.param
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` looks at the marks
+def pytest_collection_modifyitems(items):
+    """Of long tests, `make test` runs the float32 form only, or every n-th variant."""
+    seen = collections.Counter()
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if (thin := item.get_closest_marker("thin")) is not None:
+            name = item.nodeid.partition("[")[0]
+            if seen[name] % thin.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[name] += 1
+        if item.get_closest_marker("slow_in_float64") and params.get("x64"):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget():
+    """Compiled programs of a file are of no use to the next: together they would take gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()

@@ -162,6 +162,7 @@ def test_pathwise_and_score(program, mean):
 # ---- enumeration of what is apart
 
 
+@pytest.mark.slow_in_float64
 def test_enumeration_of_many_lanes(x64):
     """K values, not K^n: two choices in each of 300 lanes, and their exact mean."""
     u = np.linspace(-1, 1, 300)

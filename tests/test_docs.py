@@ -15,9 +15,15 @@ ELSEWHERE = {"engines.md", "estimators.md", "families.md", "fitting.md", "object
 PAGES = {page.name: BLOCK.findall(page.read_text()) for page in DOCS}
 
 
-@pytest.mark.parametrize(
-    "page", [name for name, code in PAGES.items() if code and name not in ELSEWHERE]
-)
+LONG = {"diagnosis.md", "guides.md", "reparameterization.md"}  # whole fits; in make test-all
+RUN_HERE = [
+    pytest.param(name, marks=pytest.mark.slow) if name in LONG else name
+    for name, code in PAGES.items()
+    if code and name not in ELSEWHERE
+]
+
+
+@pytest.mark.parametrize("page", RUN_HERE)
 def test_a_page_runs(page, capsys):
     names = {"__name__": "page"}
     with jax.enable_x64(jax.config.jax_enable_x64):

@@ -67,7 +67,7 @@ def run(sampler, m, engine):
     return sampler(m, KEY, draws=DRAWS, warmup=WARMUP, chains=CHAINS, engine=engine, progress=False)
 
 
-@pytest.mark.parametrize("engine", ["numpyro", "blackjax"])
+@pytest.mark.parametrize("engine", ["numpyro", pytest.param("blackjax", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sampler", [vx.nuts, vx.hmc], ids=["nuts", "hmc"])
 def test_the_draws_have_the_posteriors_moments(sampler, engine):
     draws = run(sampler, conjugate(Y), engine)

@@ -93,13 +93,25 @@ MEANS = [  # estimator, law, what the broken twin has no derivative of, layouts
 ]
 
 
+LONG = ("Implicit", "Rejection", "WithoutReplacement")  # and all that is masked: in make test-all
+
+
+def means():
+    """`MEANS`, the long ones marked."""
+    for case in MEANS:
+        estimator, _, _, layouts = case
+        slow = layouts == MASKED or type(estimator).__name__ in LONG
+        yield pytest.param(*case, marks=[pytest.mark.slow] if slow else [])
+
+
 def name_of(x):
     if isinstance(x, est.Estimator):
         return type(x).__name__
     return "-".join(x) if isinstance(x, tuple) else None
 
 
-@pytest.mark.parametrize("estimator, law, broken, layouts", MEANS, ids=name_of)
+@pytest.mark.thin(2)
+@pytest.mark.parametrize("estimator, law, broken, layouts", list(means()), ids=name_of)
 def test_mean(estimator, law, broken, layouts):
     check_case(law, estimator, (broken,), layouts)
 
@@ -112,6 +124,7 @@ IN_FLOAT64 = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator, law, broken", IN_FLOAT64, ids=name_of)
 def test_mean_in_float64(estimator, law, broken):
     with jax.enable_x64(True):
@@ -133,8 +146,8 @@ def test_subset_of_all_values_is_exact(estimator, law):
 SECOND = [
     (est.REBAR(0.5), "bernoulli-logits", W),
     (RELAX, "bernoulli-logits", W),
-    (est.SumAndSample(1), "categorical", W),
-    (est.WithoutReplacement(2), "categorical-logits", W),
+    pytest.param(est.SumAndSample(1), "categorical", W, marks=pytest.mark.slow),
+    pytest.param(est.WithoutReplacement(2), "categorical-logits", W, marks=pytest.mark.slow),
     (est.Antithetic(), "gumbel", V),
     (est.Implicit(), "mixture", V),
     (est.Implicit(), "von-mises", V),

@@ -49,6 +49,7 @@ def by_quadrature():
     return weights @ jax.vmap(log_terms)(grid)
 
 
+@pytest.mark.slow_in_float64
 @pytest.mark.parametrize("weights", ["stratified", "weighted"])
 def test_the_three_terms_sum_to_the_divergence(weights, x64):
     """By quadrature on the full data; the sum telescopes for every weighting."""

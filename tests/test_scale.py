@@ -73,6 +73,7 @@ def test_code_after_an_enumerated_site_is_linear():
     assert_linear(program, [25, 50, 100])
 
 
+@pytest.mark.slow
 def test_two_thousand_sites():
     """More sites than Python has stack frames, with the gradient that the formula gives.
 

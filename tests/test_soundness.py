@@ -308,6 +308,7 @@ def biases(functions):
     return dict(zip(functions, abs(path - exact) / (1 + abs(exact)), strict=True))
 
 
+@pytest.mark.slow
 def test_accepted_programs_have_right_pathwise_gradients():
     others = {
         "straight_through",  # biased as declared

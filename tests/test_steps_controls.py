@@ -137,6 +137,7 @@ LOOPS = [n for n in ESTIMATORS if n != "relax"]  # which would have several valu
 CASES = [(n, program) for n in ESTIMATORS] + [(n, in_a_scan) for n in LOOPS]
 
 
+@pytest.mark.slow_in_float64
 @pytest.mark.parametrize(("name", "f"), CASES, ids=lambda x: getattr(x, "__name__", x))
 def test_an_estimate_is_that_of_the_scalar_alone(name, f, x64):
     """With the same key, to rounding: also what trains baselines."""

@@ -53,6 +53,7 @@ def test_a_group_and_its_optimizer_rest_while_another_trains():
     assert step.part(states[6], "one").memory["steps"] == 4
 
 
+@pytest.mark.slow_in_float64
 def test_a_schedule_is_the_loop_written_by_hand(x64):
     """Phases with their own objective and optimizer, batches from the same permutation."""
     data = np.linspace(-1.0, 2.0, 12)

@@ -94,6 +94,7 @@ def test_steps_of_a_scan_each_use_their_own_noise(estimator, x64):
         assert_same(gradient, total)
 
 
+@pytest.mark.slow_in_float64
 def test_multivariate_normal_in_mean_and_cholesky_factor(x64):
     """x = m + L e: the gradient of c(x) is c'(x) in m and the lower triangle of c'(x) e^T in L."""
     a = jnp.array([[1.0, 0.5, 0.0], [0.5, 2.0, -0.3], [0.0, -0.3, 0.7]])
@@ -110,6 +111,7 @@ def test_multivariate_normal_in_mean_and_cholesky_factor(x64):
     assert_same(by_tril, jnp.tril(jnp.outer(slope, noise)))
 
 
+@pytest.mark.slow_in_float64
 def test_geometric_by_probability_and_by_logit(x64):
     """One density, k failures and a success, and one gradient, in either parameterisation."""
     k, logit = jnp.arange(6), jnp.array(0.3)
@@ -150,6 +152,7 @@ def program(theta, scale):
     return jnp.sin(y) + z * x
 
 
+@pytest.mark.slow_in_float64
 def test_gradient_is_the_same_under_jit_vmap_and_scan_over_keys(x64):
     keys = jax.random.split(KEY, 3)
     gradient = vx.grad(program, argnums=(0, 1))
