@@ -200,10 +200,10 @@ def test_second_derivatives_are_the_definition_s():
 
 
 def test_the_square_root_form_stands_where_the_covariance_form_falls():
-    # a vague prior and a precise sensor: a condition number of 1e14 in float32
+    # a vague prior and a precise sensor: a condition number of 1e10 in float32
     A = np.array([[1, 1, 0.5], [0, 1, 1], [0, 0, 1]])
     y = np.array([1.0, 2.5, 4.7, 7.4, 11.0, 15.2, 19.9, 25.6])
-    model = (y, A, 1e-6 * np.eye(3), np.array([1.0, 0, 0]), 1e-6, np.zeros(3), 1e8 * np.eye(3))
+    model = (y, A, 1e-4 * np.eye(3), np.array([1.0, 0, 0]), 1e-4, np.zeros(3), 1e6 * np.eye(3))
     with jax.enable_x64(True):
         exact = mp.kalman_filter(*(jnp.asarray(x, jnp.float64) for x in model))
         errors_of = {}
@@ -214,7 +214,9 @@ def test_the_square_root_form_stands_where_the_covariance_form_falls():
             gap = abs(np.asarray(low.covariances, np.float64) - exact.covariances)[2:].max() / size
             errors_of[name] = gap
             if name == "square_root":
-                assert np.linalg.eigvalsh(low.covariances).min() > -1e-7
+                values = np.linalg.eigvalsh(np.asarray(low.covariances, np.float64))
+                rounding = 3 * np.finfo(np.float32).eps * values.max(-1)  # of L L' itself
+                assert (values.min(-1) > -rounding).all()
     assert errors_of["square_root"] < 0.05
     assert not errors_of["xla"] < 0.05
 
