@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -50,16 +51,22 @@ def stencil(unary: Any, coupling: float) -> Any:
     return jax.nn.sigmoid(jnp.stack([-odds, odds], 1))
 
 
+def _restore_what_pgmax_uses() -> None:
+    """Names that JAX has dropped since PGMax 0.6."""
+    for name in ("tree_map", "tree_leaves"):
+        if not hasattr(jax, name):
+            setattr(jax, name, getattr(jax.tree_util, name))
+    if not hasattr(jax.lib, "xla_bridge"):
+        backend = types.SimpleNamespace(platform=jax.default_backend())
+        jax.lib.xla_bridge = types.SimpleNamespace(get_backend=lambda: backend)
+
+
 def _pgmax(n: int, coupling: float) -> Callable[[Any], Any] | None:
     """PGMax's loopy belief propagation; None where it is not installed, said where it fails."""
     if importlib.util.find_spec("pgmax") is None:
         return None
     try:
-        if not hasattr(jax.tree_util, "Partial"):
-            return None
-        for name in ("tree_map", "tree_leaves"):  # names that JAX has dropped and PGMax uses
-            if not hasattr(jax, name):
-                setattr(jax, name, getattr(jax.tree_util, name))
+        _restore_what_pgmax_uses()
         from pgmax import fgraph, fgroup, infer, vgroup
 
         variables = vgroup.NDVarArray(num_states=2, shape=(n, n))
