@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from . import _jax
+
 
 class VaraxError(Exception):
     """Base class. The message has a headline and labelled lines, empty ones left out.
@@ -38,7 +42,10 @@ def show_address(address: tuple[str, ...] | str) -> str:
 
 
 class KernelError(VaraxError):
-    """An operation cannot be computed as it was asked for."""
+    """An operation cannot be computed as it was asked for; says where in the user's program."""
+
+    def __init__(self, headline: str, **labels: Any):
+        super().__init__(headline, **{"where": _jax.user_line()} | labels)
 
 
 class KernelShapeError(KernelError, ValueError):

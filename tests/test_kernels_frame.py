@@ -267,9 +267,11 @@ def test_a_forced_implementation_that_refuses_is_an_error(toy):
         toy(jnp.ones((3, 7)), jnp.ones(7), 1, power=2)
 
 
-def test_every_error_of_the_kernels_is_a_kernel_error(toy):
+def test_every_error_of_the_kernels_says_where(toy):
     with kernels.using(toy="by_hand"), pytest.raises(vx.errors.KernelError, match="no implement"):
         toy(jnp.ones((3, 7)), jnp.ones(7), 1, power=2)
+    with pytest.raises(vx.errors.KernelError, match=r"test_kernels_frame.py:\d+.*says_where"):
+        kernels.covariance_matmul("cubic", *jnp.ones((3, 2, 1)), length_scale=1.0)
 
 
 def test_one_export_serves_every_platform(toy):
