@@ -23,12 +23,6 @@ user_context = jax.make_user_context  # its value is a part of the key of every 
 source_info_util.register_exclusion(str(Path(__file__).parent))  # not the user's code
 
 
-def user_line() -> str | None:
-    """`file:line (function)` of the innermost call that is neither JAX's nor the kernels'."""
-    found = source_info_util.summarize(source_info_util.current())
-    return None if found == "unknown" else found
-
-
 def is_traced(x: Any) -> bool:
     """True where `x` has no concrete value yet."""
     return isinstance(x, jax.core.Tracer)

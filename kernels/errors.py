@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _jax
+from .source import user_line
 
 
 class VaraxError(Exception):
@@ -45,7 +45,7 @@ class KernelError(VaraxError):
     """An operation cannot be computed as it was asked for; says where in the user's program."""
 
     def __init__(self, headline: str, **labels: Any):
-        super().__init__(headline, **{"where": _jax.user_line()} | labels)
+        super().__init__(headline, **{"where": user_line()} | labels)
 
 
 class KernelShapeError(KernelError, ValueError):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..kernels.source import user_line
 from ..transforms.errors import CapabilityError
-from ..transforms.source import user_line
 from .measure import Measure
 from .model import Model
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..kernels.source import user_line
 from ..transforms.errors import ShapeError
-from ..transforms.source import user_line
 from .errors_runs import DataError
 from .groups import path_name
 from .runs.placement import Placement

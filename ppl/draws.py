@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..kernels.source import user_line
 from ..transforms.choices import flatten, nest
 from ..transforms.errors import UnknownAddressError, show_address
-from ..transforms.source import user_line
 from .measure import Measure
 
 

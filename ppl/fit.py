@@ -9,9 +9,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from ..kernels.source import user_line
 from ..transforms.errors import StepError
 from ..transforms.expect import Estimators
-from ..transforms.source import user_line
 from ..transforms.strategies import Strategy
 from .about import about
 from .batches import Batches

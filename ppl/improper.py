@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpyro.distributions as npd
 from numpyro.distributions import constraints
 
+from ..kernels.source import user_line
 from ..transforms.errors import ShapeError
-from ..transforms.source import user_line
 
 
 class Flat(npd.Distribution):

@@ -16,6 +16,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..kernels.source import user_line
 from ..transforms.choices import nest
 from ..transforms.errors import (
     AddressMismatchError,
@@ -29,7 +30,6 @@ from ..transforms.inference import SCHEMES, SMC, Algorithm, Importance, Marginal
 from ..transforms.layout import Entry, layout
 from ..transforms.nested import Flat, bind_nested
 from ..transforms.site import Address
-from ..transforms.source import user_line
 from ..transforms.staging import stage
 from .measure import Measure
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..kernels.source import user_line
 from ..transforms import finite
 from ..transforms.choices import Choices, flatten, nest
 from ..transforms.errors import InitialisationError, UnknownAddressError, show_address
 from ..transforms.layout import layout
-from ..transforms.source import user_line
 from ..transforms.staging import stage
 from .measure import Measure
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..kernels.source import user_line
 from ..transforms.choices import as_value, check_support
 from ..transforms.edit import Mask, Nest, Scale
 from ..transforms.errors import CapabilityError, EstimatorError, ShapeError, VaraxError
@@ -15,7 +16,6 @@ from ..transforms.estimators import Estimator
 from ..transforms.law import Law
 from ..transforms.measures import Masked, Scaled, innermost
 from ..transforms.site import bind_site, make_site, value_shape
-from ..transforms.source import user_line
 from ..transforms.trace import rewrite
 from .measure import Measure
 

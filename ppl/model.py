@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from ..kernels.source import user_line
 from ..transforms.errors import UncalledModelError
-from ..transforms.source import user_line
 from .measure import Measure
 
 _OF_A_MEASURE = {name for name in dir(Measure) if name[0] != "_"} | {"program", "name", "original"}

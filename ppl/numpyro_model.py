@@ -28,8 +28,8 @@ import numpyro.distributions as npd
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import Messenger
 
+from ..kernels.source import user_line
 from ..transforms.measures import Masked, Scaled
-from ..transforms.source import user_line
 from .errors_posterior import ForeignModelError
 from .language import deterministic, factor, sample
 from .measure import Measure

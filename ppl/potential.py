@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..kernels.source import user_line
 from ..transforms.choices import Choices, check, flatten, nest
 from ..transforms.errors import CapabilityError, ShapeError, show_address
 from ..transforms.inference import Image
 from ..transforms.layout import layout
 from ..transforms.nested import bind_nested
 from ..transforms.site import Address
-from ..transforms.source import user_line
 from ..transforms.staging import stage
 from ..transforms.unconstrained import Point, Space
 from .measure import Measure

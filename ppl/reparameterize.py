@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..kernels.source import user_line
 from ..transforms import reparameterize as _transform
 from ..transforms._jax import is_traced
 from ..transforms.choices import flatten
 from ..transforms.errors import CapabilityError, ReparameterizationError, show_address
-from ..transforms.source import user_line
 from .measure import Measure
 from .model import Model
 from .parameterization import Parameterization, measured

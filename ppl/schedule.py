@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..kernels.source import user_line
 from ..transforms import finite
 from ..transforms.derivatives import join
 from ..transforms.errors import StepError
-from ..transforms.source import user_line
 from .steps import (
     InferenceState,
     InferenceStep,

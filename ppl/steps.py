@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..kernels.source import user_line
 from ..transforms.derivatives import is_float
 from ..transforms.errors import StepError
-from ..transforms.source import user_line
 
 
 @jax.tree_util.register_dataclass

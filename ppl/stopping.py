@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.source import user_line
 from ..transforms.errors import StepError
-from ..transforms.source import user_line
 from .runs.run import Run, whole_number
 
 BATCHES = 10  # of a window

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as npd
 
+from ..kernels.source import user_line
 from . import _jax
 from .errors import (
     AddressError,
@@ -27,7 +28,6 @@ from .law import Law
 from .layout import Entry, layout_of
 from .measures import fill, innermost
 from .site import Address, Site, over_lanes, unpack
-from .source import user_line
 
 Choices = Mapping[str, Any]  # address -> array, or nested choices
 Flat = dict[Address, Any]

@@ -19,10 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..kernels.source import user_line
 from .dependence import NONE
 from .errors import ObjectiveError
 from .paths import Fan
-from .source import user_line
 
 
 def controls(fan: Fan) -> Iterator[tuple[int, jax.Array]]:

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..kernels.source import user_line
 from . import _jax
-from .source import user_line
 
 biased_p = _jax.Primitive("declare_biased")
 

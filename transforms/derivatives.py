@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..kernels.source import user_line
 from .errors import DifferentiationError, ObjectiveError
 from .expect import Estimators, expect, require_key
-from .source import user_line
 from .strategies import Strategy
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..kernels.source import user_line
 from . import _jax
 from .controls import controls
 from .credit import assign
@@ -31,7 +32,6 @@ from .paths import Fan
 from .plan import Plan
 from .planning import planned
 from .site import Address, Site, eqn_has_sites, site_p
-from .source import user_line
 from .strategies import Strategy, no_rule
 from .weighing import RUNS
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..kernels.source import user_line
 from . import _jax
 from .edit import Edit
 from .errors import CapabilityError
@@ -22,7 +23,6 @@ from .interpreter import evaluate
 from .linear import LINEAR
 from .plan import Plan
 from .site import ONE_EQUATION, eqn_has_sites, site_p
-from .source import user_line
 
 ENDS = LINEAR | {"scan", "jit", "closed_call"}
 LARGEST = 4096  # elements of a carry whose steps are handed back

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from ..kernels.source import user_line
 from . import _jax, soundness
 from .declared import declarations
 from .dependence import NONE, bits, join
@@ -30,7 +31,6 @@ from .estimators import Branching, Enumerate, Estimator, LeaveOneOut, Reparam, S
 from .estimators.base import cannot
 from .law import Law, is_finite
 from .site import Address, Site, draws, eqn_has_sites, has_sites, site_p
-from .source import user_line
 from .strategies import Strategy
 
 if TYPE_CHECKING:

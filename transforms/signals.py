@@ -16,10 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..kernels.source import user_line
 from . import _jax
 from .axis_rules import RULES, Along
 from .errors import ShapeError
-from .source import user_line
 
 signal_p = _jax.Primitive("learning_signals")
 

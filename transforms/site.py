@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..kernels.source import user_line
 from . import _jax, _numpyro  # noqa: F401  (_numpyro: operands in one order in every process)
 from .errors import DifferentiationError, UnhandledSampleError
-from .source import user_line
 
 Kind = Literal["draw", "observe", "factor", "record"]
 Address = tuple[str, ...]

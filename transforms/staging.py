@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 
+from ..kernels.source import is_user_file
 from . import _jax
 from .errors import TracedBranchError, show_address
 from .site import Address, site_p
-from .source import is_user_file
 
 Program = Callable[[], Any]  # no arguments: what it needs is in its closure
 

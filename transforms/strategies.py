@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..kernels.source import user_line
 from .errors import EstimatorError
 from .estimators import Enumerate, Estimator, GaussHermite, GaussLegendre
 from .law import Law
-from .source import user_line
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,8 +23,8 @@ from pathlib import Path
 import jax
 import numpyro
 
+from ..kernels.source import is_user_file
 from . import _jax
-from .source import is_user_file
 
 CONTINUOUS = {
     "jax": "elu selu leaky_relu hard_tanh sparse_plus _interp fmax fmin hypot ldexp xlogy "

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..kernels.source import user_line
 from .derivatives import value_and_grad
 from .errors import BudgetError, EstimatorError, show_address
 from .estimators import (
@@ -35,7 +36,6 @@ from .law import Law
 from .nested import stage_forward
 from .plan import Plan
 from .site import Address, Site
-from .source import user_line
 
 CANDIDATES: tuple[Estimator, ...] = (
     Reparam(),

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from ...kernels.source import user_line
 from ...transforms.choices import flatten
 from ...transforms.errors import MissingExtraError
 from ...transforms.predictive import observed
-from ...transforms.source import user_line
 from .draws import default_key, guide_of, model_of, require_draws, weigh
 from .predictive import log_likelihood, observed_values, predict_at
 

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ...kernels.source import user_line
 from ...transforms.errors import ShapeError
-from ...transforms.source import user_line
 from .draws import model_of
 from .predictive import observed_values
 

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...kernels.source import user_line
 from ...transforms.errors import CapabilityError, DrawCountError
 from ...transforms.layout import layout
 from ...transforms.predictive import supported
 from ...transforms.seed import seed
-from ...transforms.source import user_line
 from ...transforms.staging import stage
 from ..measure import Measure
 from ..objectives.weights import log_weight

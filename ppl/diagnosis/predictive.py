@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...kernels.source import user_line
 from ...transforms import predictive
 from ...transforms.choices import Choices, flatten, nest
 from ...transforms.errors import CapabilityError, ShapeError, UnknownAddressError, show_address
 from ...transforms.seed import seed
 from ...transforms.site import Address
-from ...transforms.source import user_line
 from ...transforms.trace import addresses
 from ..measure import Measure
 from .draws import model_of, over_keys, size_of

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...transforms.source import user_line
+from ...kernels.source import user_line
 from ..errors_posterior import WeightsError
 
 LARGEST = 0.7  # k-hat above which no practical number of draws is enough

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.std import tqdm
 
+from ...kernels.source import user_line
 from ...transforms.choices import Choices, Flat, flatten, nest
 from ...transforms.errors import show_address
 from ...transforms.seed import seed
-from ...transforms.source import user_line
 from ..errors_posterior import CalibrationError
 from ..measure import Measure
 from . import uniformity

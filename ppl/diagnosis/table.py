@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ...kernels.source import user_line
 from ...transforms.choices import flatten
 from ...transforms.errors import MissingExtraError, UnknownAddressError, show_address
-from ...transforms.source import user_line
 
 SHOWN = 40  # rows of a printed table
 QUANTILES = {"q5": 0.05, "median": 0.5, "q95": 0.95}

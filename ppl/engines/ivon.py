@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as npd
 
+from ...kernels.source import user_line
 from ...transforms.derivatives import join, value_and_grad
 from ...transforms.errors import StepError
-from ...transforms.source import user_line
 from ..groups import path_name, split_trained
 from ..language import sample
 from ..measure import Measure

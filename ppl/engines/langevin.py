@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...kernels.source import user_line
 from ...transforms.errors import StepError
-from ...transforms.source import user_line
 from ..draws import Draws
 from ..measure import Measure
 from ..steps import InferenceState, Metrics

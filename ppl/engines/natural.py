@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as npd
 
+from ...kernels.source import user_line
 from ...transforms.errors import StepError
-from ...transforms.source import user_line
 from ..language import sample
 from ..measure import Measure
 from ..potential import Potential, constrain

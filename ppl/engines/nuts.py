@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...kernels.source import user_line
 from ...transforms.choices import Choices, nest
 from ...transforms.layout import layout
-from ...transforms.source import user_line
 from ...transforms.staging import stage
 from ..draws import Draws
 from ..errors_posterior import SamplerError

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...kernels.source import user_line
 from ...transforms.choices import Choices
 from ...transforms.errors import InitialisationError
-from ...transforms.source import user_line
 from ..draws import Draws
 from ..errors_posterior import SamplerError
 from ..measure import Measure

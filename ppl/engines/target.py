@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...kernels.source import user_line
 from ...transforms.errors import StepError
-from ...transforms.source import user_line
 from ..measure import Measure
 from ..potential import Potential
 

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from numpyro.infer.hmc import hmc as numpyro_hmc
 
+from ...kernels.source import user_line
 from ...transforms.errors import MissingExtraError
-from ...transforms.source import user_line
 
 Array = jax.Array
 LONGEST = 1000  # leapfrog steps of one HMC trajectory

@@ -11,10 +11,10 @@ import numpyro.distributions as npd
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
+from ...kernels.source import user_line
 from ...transforms.errors import NoInverseError, ShapeError
 from ...transforms.estimators import Reparam
 from ...transforms.smooth import assume_smooth
-from ...transforms.source import user_line
 from ..language import sample
 from .held import Held, is_array
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpyro.distributions as npd
 from numpyro.distributions import constraints
 
+from ...kernels.source import user_line
 from ...transforms.errors import NoDensityError, ShapeError
-from ...transforms.source import user_line
 from .held import Held
 
 Array = jax.Array

@@ -21,9 +21,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...kernels.source import user_line
 from ...transforms.errors import MissingExtraError
 from ...transforms.smooth import assume_smooth
-from ...transforms.source import user_line
 from .elementary import Stack
 
 Array = jax.Array

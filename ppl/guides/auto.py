@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from ...kernels.source import user_line
 from ...transforms.choices import Choices
 from ...transforms.errors import CapabilityError, GuideKindError
-from ...transforms.source import user_line
 from ..language import sample
 from ..measure import Measure
 from ..potential import Potential, constrain

@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...kernels.source import user_line
 from ...transforms.choices import Choices
 from ...transforms.errors import UnboundedDensityError
-from ...transforms.source import user_line
 from ..potential import Potential
 from .refine import balanced, bound, refine
 

@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from ...kernels.source import user_line
 from ...transforms.errors import ObjectiveError, ShapeError
-from ...transforms.source import user_line
 from .tags import tagged
 from .weights import require_draws
 

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...kernels.source import user_line
 from ...transforms.errors import ShapeError
-from ...transforms.source import user_line
 from .. import dist
 from ..language import sample
 from .tags import tagged

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...kernels.source import user_line
 from ...transforms.errors import ShapeError
-from ...transforms.source import user_line
 from .tags import tagged
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...kernels.source import user_line
 from ...transforms.choices import Choices, flatten, nest
 from ...transforms.errors import DivergenceError, UnknownAddressError, show_address
-from ...transforms.source import user_line
 from ..measure import Measure
 from .tags import tagged
 from .weights import log_mean_exp, log_weight, require_draws

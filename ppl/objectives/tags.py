@@ -18,8 +18,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
+from ...kernels.source import user_line
 from ...transforms.errors import ObjectiveError
-from ...transforms.source import user_line
 
 Kind = Literal["unbiased", "lower bound", "upper bound", "consistent", "heuristic"]
 F = TypeVar("F", bound=Callable[..., Any])

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions.kl import kl_divergence
 
+from ...kernels.source import user_line
 from ...transforms import _jax
 from ...transforms.choices import Choices, Flat, check, flatten, nest
 from ...transforms.errors import ClosedFormError
@@ -24,7 +25,6 @@ from ...transforms.interpreter import evaluate
 from ...transforms.layout import layout
 from ...transforms.measures import Masked, Scaled, log_prob, single
 from ...transforms.site import Address, Site, unpack
-from ...transforms.source import user_line
 from ...transforms.staging import Staged, stage
 from ...transforms.trace import Joint
 from ..measure import Measure

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
+from ...kernels.source import user_line
 from ...transforms.choices import Choices, flatten
 from ...transforms.errors import AddressError, DrawCountError, GuideMismatchError, show_address
-from ...transforms.source import user_line
 from ..measure import Measure
 from ..trace import Trace
 

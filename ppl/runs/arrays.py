@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...kernels.source import user_line
 from ...transforms.errors import MissingExtraError
-from ...transforms.source import user_line
 
 
 def save(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:

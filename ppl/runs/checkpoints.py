@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ...kernels.source import user_line
 from ...transforms.errors import StepError
-from ...transforms.source import user_line
 from ..errors_runs import CheckpointError
 
 

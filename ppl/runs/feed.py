@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ...kernels.source import user_line
 from ...transforms.errors import ShapeError
-from ...transforms.source import user_line
 from ..batches import require_numbers
 from ..errors_runs import DataError
 from .fingerprint import form

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ...transforms.source import user_line
+from ...kernels.source import user_line
 from ..errors_runs import CheckpointInUseError
 
 PREFIX, SAVING, DELETING = "step_", ".saving_", ".deleting_"

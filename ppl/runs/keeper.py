@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ...transforms.source import user_line
+from ...kernels.source import user_line
 from ..errors_runs import (
     CheckpointDamagedError,
     CheckpointDamagedWarning,

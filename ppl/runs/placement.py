@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ...kernels.source import user_line
 from ...transforms.errors import ShapeError, StepError
-from ...transforms.source import user_line
 from .arrays import is_key, to_host
 
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as npd
 
+from ...kernels.source import user_line
 from ..errors import EnumerationError, EstimatorError, NotReparameterizableError
 from ..law import Law
-from ..source import user_line
 from .antithetic import has_icdf, quantile
 from .base import Branches, Branching, cannot
 from .enumerate import LIMIT, joint_digits

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ...kernels.source import user_line
 from ..errors import BaselineError
 from ..law import Law
-from ..source import user_line
 from .base import Direct, Drawn
 from .parts import rise
 

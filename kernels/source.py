@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from types import FrameType
-
-import jax
-import numpyro
 
 _HERE = Path(__file__)
 _LIBRARY = tuple(
     f"{folder}/"
     for root in {_HERE.parent.parent, _HERE.resolve().parent.parent}
     for folder in (root / "transforms", root / "ppl", root / "kernels")
-) + tuple(f"{Path(module.__file__ or '').parent}/" for module in (jax, numpyro))
+) + tuple(
+    f"{Path(spec.origin or '').parent}/"
+    for spec in map(importlib.util.find_spec, ("jax", "numpyro"))
+    if spec is not None
+)
 _PLUMBING = ("equinox", "contextlib.py", "functools.py", "<frozen", "<string>", "jaxtyping")
 
 
