@@ -29,8 +29,9 @@ demo: $(VENV)/.installed-models  ## train a variational autoencoder (varax run v
 test: $(VENV)/.installed-test  ## run the tests, without the slow ones
 	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
 
-test-all: $(VENV)/.installed-test  ## run all tests
+test-all: $(VENV)/.installed-test $(VENV)-aot/.installed  ## run all tests, compile for TPUs too
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
+	$(VENV)-aot/bin/python -m pytest -q tests/test_kernels_pallas_aot.py
 
 lint: $(VENV)/.installed-lint  ## check style (ruff) and types (pyright)
 	$(BIN)/ruff check .
@@ -57,7 +58,7 @@ clean:  ## remove caches and build products
 	find . -path './.venv*' -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 distclean: clean  ## remove the environment too
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-aot
 
 # The environment. A stamp says with which extra varax was installed since pyproject.toml or the
 # native kernels changed.
@@ -70,5 +71,11 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "varax needs Python 3.11 to 3.13: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+# TPUs' compiler has an environment of its own: where it is installed, JAX looks for TPUs.
+$(VENV)-aot/.installed: pyproject.toml setup.py | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)-aot
+	@VARAX_NATIVE_OBJECTS=$(CURDIR)/.cache/native $(VENV)-aot/bin/python -m pip install --quiet --editable ".[tpu-aot]"
+	@touch $@
 
 .PRECIOUS: $(VENV)/.installed-%
