@@ -165,15 +165,13 @@ def field(n, d, front=()):
     return arrays
 
 
-def weights_case(name, kind, n, m, d, axes=None):
-    front = () if axes is None else (3,)
-    return Case(
-        name, "nearest_neighbour_weights", weights(kind, preceding(n, m)), field(n, d, front), axes
-    )
+def weights_case(name, kind, n, m, d, axes=None, draws=1):
+    front, f = () if axes is None else (3,), weights(kind, preceding(n, m))
+    return Case(name, "nearest_neighbour_weights", f, field(n, d, front), axes, draws)
 
 
 NEAREST = [
-    *(weights_case(kind, kind, 41, 6, 2) for kind in KINDS),
+    *(weights_case(kind, kind, 41, 6, 2, draws=8) for kind in KINDS),
     weights_case("one point", "rbf", 1, 3, 2),
     weights_case("no neighbours", "rbf", 5, 0, 2),
     weights_case("no points", "rbf", 0, 3, 2),

@@ -21,21 +21,11 @@ needs_native = pytest.mark.skipif(native.missing() is not None, reason="no nativ
 QUICK = """rational_quadratic periodic many_vectors vmap_of_y_and_length_scales vmap_of_all
     no_columns of_size_1 batch two_axes,_vmap both shared_factor matern52 vmap
     no_neighbours""".split()
-# The derivative in the length scale of float32 has 1.8 x the error that is allowed.
-CLOSE = pytest.mark.xfail(strict=False, reason="float32 sums over the pairs of a neighbourhood")
-
-
-def _marks(case, dtype, quick):
-    missed = str(case) == "nearest_neighbour_weights-rational_quadratic" and dtype == jnp.float32
-    slow = not (quick and case.name.replace(" ", "_") in QUICK)
-    return [*([CLOSE] if missed else []), *([pytest.mark.slow] if slow else [])]
-
-
 VARIANTS = [
     pytest.param(
         case,
         dtype,
-        marks=_marks(case, dtype, quick),
+        marks=[] if quick and case.name.replace(" ", "_") in QUICK else [pytest.mark.slow],
         id=f"{case}-{dtype.__name__}",
     )
     for case in CASES

@@ -36,8 +36,8 @@ def scaled(
     def one(z: Any, length_scale: Any, extra: Any, centre: Any) -> jax.Array:
         if kind != "periodic":
             return (z - centre) / length_scale
-        angle = _angle(z, extra, centre)
-        return jnp.concatenate([jnp.cos(angle) / length_scale, jnp.sin(angle) / length_scale], -1)
+        cos, sin = _on_circle(z, extra, centre)
+        return jnp.concatenate([cos / length_scale, sin / length_scale], -1)
 
     on_z, on_scale, on_extra, on_centre = batched
     has = (on_z, on_scale, on_extra and kind == "periodic", on_centre)
@@ -51,8 +51,8 @@ def of_points(
     """Derivative in points [n, d] from that in scaled points."""
     if kind != "periodic":
         return found / length_scale
-    angle, d = _angle(z, extra, centre), z.shape[1]
-    along = jnp.cos(angle) * found[:, d:] - jnp.sin(angle) * found[:, :d]
+    (cos, sin), d = _on_circle(z, extra, centre), z.shape[1]
+    along = cos * found[:, d:] - sin * found[:, :d]
     return along / length_scale * (2 * jnp.pi / extra)
 
 
@@ -67,9 +67,23 @@ def of_period(period: Any, *points: Any) -> jax.Array:
     return -sum(jnp.sum(z * dz) for z, dz in points) / period
 
 
-def _angle(z: Any, period: Any, centre: Any) -> jax.Array:
+def _on_circle(z: Any, period: Any, centre: Any) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of 2 pi (z - centre) / period.
+
+    Quarters of a turn are taken off exactly: close points are told apart by differences of these
+    numbers, in which the rounding of an angle of up to pi would be most of the error.
+    """
     turns = (z - centre) / period
-    return 2 * jnp.pi * (turns - jnp.round(turns))
+    turns = turns - jnp.round(turns)
+    quarters = jnp.round(4 * turns)
+    angle = 2 * jnp.pi * (turns - quarters / 4)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    cos, sin = (
+        jnp.where(quarters % 2 == 0, cos, -sin),
+        jnp.where(quarters % 2 == 0, sin, cos),
+    )
+    half = quarters % 4 >= 2
+    return jnp.where(half, -cos, cos), jnp.where(half, -sin, sin)
 
 
 def run(
