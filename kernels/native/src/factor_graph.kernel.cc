@@ -19,7 +19,7 @@ struct Sweep {
   static VARAX_INLINE void rescale(V* x, int64_t states) {
     V most = x[0];
     for (int64_t s = 1; s < states; ++s) most = x[s] > most ? x[s] : most;
-    typedef typename Bits<T>::type Int;
+    typedef typename Bits<T>::Int Int;
     constexpr Int exponent = Int((sizeof(T) == 4 ? 0xFFll : 0x7FFll) << Bits<T>::mantissa);
     constexpr Int twice = Int(2 * Int(Bits<T>::bias)) << Bits<T>::mantissa;
     const V by = (V)(twice - ((I)most & exponent));

@@ -5,7 +5,7 @@
 // exp(x) = 2^n exp(r), |r| <= log(2)/2 (Cody and Waite), and log(m) = 2 atanh((m - 1) / (m + 1)).
 #pragma once
 
-#include "varax.h"
+#include "vector_bits.h"
 
 #if defined(VARAX_X86) && VARAX_LEVEL > 0
 #include <immintrin.h>
@@ -13,14 +13,6 @@
 
 namespace varax {
 namespace VARAX_ISA {
-
-#if VARAX_LEVEL == 2
-constexpr int kVectorBytes = 64;
-#elif VARAX_LEVEL == 1
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
 
 template <class T>
 struct Vec;

@@ -65,7 +65,7 @@ struct Filter {
 
   // Steps first, ..., first + count - 1; false if a sum left the range in which rows are exact.
   bool fast(int64_t first, int64_t count) {
-    typedef typename Bits<T>::type Int;
+    typedef typename Bits<T>::Int Int;
     bool fine = true;
     int64_t powers = 0;
     T by[kBlock];

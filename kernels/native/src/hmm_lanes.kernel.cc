@@ -12,7 +12,7 @@ struct Group {
   static constexpr int L = kVectorBytes / int(sizeof(T));
   typedef typename Lanes<T, L>::V V;
   typedef typename Lanes<T, L>::I I;
-  typedef typename Bits<T>::type Int;
+  typedef typename Bits<T>::Int Int;
   static constexpr T tiny = sizeof(T) == 4 ? T(1e-15) : T(1e-120);
   static constexpr T huge = sizeof(T) == 4 ? T(1e15) : T(1e120);
 

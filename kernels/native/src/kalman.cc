@@ -68,17 +68,20 @@ struct Reader {
   }
 };
 
+int64_t checkpoints(int64_t steps) { return steps > 0 ? (steps - 1) / kKalmanSegment : 0; }
+
 enum { kY, kA, kQ, kH, kR, kM0, kP0, kB, kD, kMask, kOperands };
 
 template <class T>
 KalmanModel<T> model(Reader& read, ffi::Span<const int64_t> sizes, ffi::Span<const int64_t> varies,
                      ffi::Span<const int64_t> batched) {
   KalmanModel<T> of{};
-  if (sizes.size() != 4 || varies.size() != kOperands || batched.size() != kOperands) {
+  if (sizes.size() != 5 || varies.size() != kOperands || batched.size() != kOperands) {
     read.error = "kalman: wrong attributes";
     return of;
   }
-  of.n = sizes[0], of.m = sizes[1], of.steps = sizes[2], of.batch = sizes[3];
+  of.n = sizes[0], of.m = sizes[1], of.steps = sizes[2], of.batch = sizes[3], of.lanes = sizes[4];
+  if (of.lanes && (of.n > kKalmanMostInLanes || of.m > 1)) read.error = "kalman: sizes that have no lanes";
   if (of.n < 1 || of.n > kKalmanMostStates || of.m < 1 || of.m > kKalmanMostObserved || of.steps < 0 || of.batch < 0) {
     read.error = "kalman: sizes that are not served";
     return of;
@@ -109,9 +112,13 @@ ffi::Error value(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRe
   problem.log_likelihood = read.out<T>("log_likelihood", 1, 0, false).data;
   problem.mean = read.out<T>("means", n, steps, true, true);
   problem.cov = read.out<T>("covariances", n * n, steps, true, true);
-  problem.gain = read.out<T>("gains", n * m, steps, true, true);
-  problem.white = read.out<T>("white", m, steps, true, true);
-  problem.precision = read.out<T>("precisions", m * m, steps, true, true);
+  if (problem.model.lanes) {
+    problem.checkpoint = read.out<T>("checkpoints", n + n * n, checkpoints(steps), true, true);
+  } else {
+    problem.gain = read.out<T>("gains", n * m, steps, true, true);
+    problem.white = read.out<T>("white", m, steps, true, true);
+    problem.precision = read.out<T>("precisions", m * m, steps, true, true);
+  }
   if (read.bad_count()) return ffi::Error::InvalidArgument(read.error);
   if (problem.model.batch == 0) return ffi::Error::Success();
   if (!problem.mean.data != !problem.cov.data || !problem.gain.data != !problem.white.data ||
@@ -120,11 +127,11 @@ ffi::Error value(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRe
   if constexpr (sizeof(T) == 4) {
     auto groups = VARAX_PICK(kalman_groups_f32);
     auto run = VARAX_PICK(kalman_value_f32);
-    parallel(pool, groups(m, problem.model.batch), [&](int64_t g) { run(&problem, g); });
+    parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
   } else {
     auto groups = VARAX_PICK(kalman_groups_f64);
     auto run = VARAX_PICK(kalman_value_f64);
-    parallel(pool, groups(m, problem.model.batch), [&](int64_t g) { run(&problem, g); });
+    parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
   }
   return ffi::Error::Success();
 }
@@ -138,11 +145,15 @@ ffi::Error adjoint(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remaining
   if (!read.error.empty()) return ffi::Error::InvalidArgument(read.error);
   const int64_t n = problem.model.n, m = problem.model.m, steps = problem.model.steps;
   const int64_t moves = std::max<int64_t>(steps - 1, 0);
-  problem.mean = read.in<T>("means", n, steps, true, true);
-  problem.cov = read.in<T>("covariances", n * n, steps, true, true);
-  problem.gain = read.in<T>("gains", n * m, steps, true, true);
-  problem.white = read.in<T>("white", m, steps, true, true);
-  problem.precision = read.in<T>("precisions", m * m, steps, true, true);
+  if (problem.model.lanes) {
+    problem.checkpoint = read.in<T>("checkpoints", n + n * n, checkpoints(steps), true, true);
+  } else {
+    problem.mean = read.in<T>("means", n, steps, true, true);
+    problem.cov = read.in<T>("covariances", n * n, steps, true, true);
+    problem.gain = read.in<T>("gains", n * m, steps, true, true);
+    problem.white = read.in<T>("white", m, steps, true, true);
+    problem.precision = read.in<T>("precisions", m * m, steps, true, true);
+  }
   problem.d_log_likelihood = read.in<T>("the log-likelihood's cotangent", 1, 0, false, true, true);
   problem.d_mean = read.in<T>("the means' cotangents", n, steps, true, true, true);
   problem.d_cov = read.in<T>("the covariances' cotangents", n * n, steps, true, true, true);
@@ -160,11 +171,11 @@ ffi::Error adjoint(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remaining
   if constexpr (sizeof(T) == 4) {
     auto groups = VARAX_PICK(kalman_groups_f32);
     auto run = VARAX_PICK(kalman_adjoint_f32);
-    parallel(pool, groups(m, problem.model.batch), [&](int64_t g) { run(&problem, g); });
+    parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
   } else {
     auto groups = VARAX_PICK(kalman_groups_f64);
     auto run = VARAX_PICK(kalman_adjoint_f64);
-    parallel(pool, groups(m, problem.model.batch), [&](int64_t g) { run(&problem, g); });
+    parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
   }
   return ffi::Error::Success();
 }

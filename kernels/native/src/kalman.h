@@ -7,6 +7,8 @@ namespace varax {
 
 constexpr int kKalmanMostStates = 8;
 constexpr int kKalmanMostObserved = 8;
+constexpr int kKalmanMostInLanes = 6;  // states
+constexpr int kKalmanSegment = 16;     // steps from one checkpoint to the next
 
 // An array of a problem: `step` elements from one time to the next (0: the same at all times), `series`
 // from one series to the next (0: shared). data == nullptr: not given, or not wanted.
@@ -20,6 +22,7 @@ struct Strided {
 template <class T>
 struct KalmanModel {
   int64_t n, m, steps, batch;
+  bool lanes;  // a series in each lane of a vector, where there are vectors
   Strided<const T> y, A, Q, H, R, m0, P0, b, d;
   Strided<const uint8_t> mask;
 };
@@ -29,23 +32,25 @@ struct KalmanValue {
   KalmanModel<T> model;
   T* log_likelihood;                           // [batch]
   Strided<T> mean, cov, gain, white, precision;  // of every step, or not wanted
+  Strided<T> checkpoint;                         // predicted mean and covariance of the steps kKalmanSegment k > 0
 };
 
 template <class T>
 struct KalmanAdjoint {
   KalmanModel<T> model;
-  Strided<const T> mean, cov, gain, white, precision;
+  Strided<const T> mean, cov, gain, white, precision;  // or, for lanes:
+  Strided<const T> checkpoint;
   Strided<const T> d_log_likelihood, d_mean, d_cov;  // may be absent
   Strided<T> d_y, d_A, d_Q, d_H, d_R, d_m0, d_P0, d_b, d_d;  // step 0: summed over time
 };
 
 }  // namespace varax
 
-// Series go together, one in each lane of a vector, where there are enough of them. The loops do one group of
-// series; the order of summation depends on the problem alone.
+// The loops do one group of series: those of a vector's lanes, or one. The order of summation depends on the
+// problem alone.
 VARAX_DECLARE(
-    int64_t kalman_groups_f32(int64_t m, int64_t batch);
-    int64_t kalman_groups_f64(int64_t m, int64_t batch);
+    int64_t kalman_groups_f32(const KalmanModel<float>* of);
+    int64_t kalman_groups_f64(const KalmanModel<double>* of);
     void kalman_value_f32(const KalmanValue<float>* problem, int64_t group);
     void kalman_value_f64(const KalmanValue<double>* problem, int64_t group);
     void kalman_adjoint_f32(const KalmanAdjoint<float>* problem, int64_t group);

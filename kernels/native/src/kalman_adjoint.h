@@ -1,199 +1,201 @@
 // The way back through the filter: the formulas of kernels/mp/kalman_adjoint.py. Included by kernel files only.
 #pragma once
 
-#include "kalman_rows.h"
+#include "kalman_steps.h"
 
 namespace varax {
 namespace VARAX_ISA {
 namespace {
 
-// Cotangents of a parameter, as rows: written at every step, or summed over time in blocks.
-template <class X, int Most>
-struct Gathered {
-  using Row = typename X::Row;
-  Row now[Most], block[Most] = {}, total[Most] = {}, lost[Most] = {};
-  VARAX_INLINE void done(const X& x, const Strided<typename X::T>& to, int64_t t, int rows) {
-    if (to.step) {
-      x.store_rows(to, t, rows, now);
-    } else {
-      for (int i = 0; i < rows; ++i) block[i] = block[i] + now[i];
-    }
-  }
-  VARAX_NOINLINE void flush(int rows) {  // Neumaier's compensated sum of the blocks
-    for (int i = 0; i < rows; ++i) {
-      Row next = total[i] + block[i], back = next - total[i];
-      lost[i] = lost[i] + ((total[i] - (next - back)) + (block[i] - back));
-      total[i] = next;
-      block[i] = X::zero();
-    }
-  }
-  VARAX_INLINE void finish(const X& x, const Strided<typename X::T>& to, int rows) {
-    if (to.step) return;
-    flush(rows);
-    for (int i = 0; i < rows; ++i) now[i] = total[i] + lost[i];
-    x.store_rows(to, 0, rows, now);
-  }
-};
-
-// The same of numbers.
-template <class X, int Most>
-struct GatheredNumbers {
+// What the way back wants of the steps of a segment: filtered moments, gains, S^-1 v and S^-1, each step in
+// `width` numbers. `again` computes it from the moments predicted for the segment's first step, where only
+// those were kept: in lanes, that is less work than to move everything through memory.
+template <class X>
+struct Segment {
+  using T = typename X::T;
   using E = typename X::E;
-  E now[Most];
-  Sum<E> sums[Most];
-  VARAX_INLINE void clear() {
-    for (auto& s : sums) s.clear();
-  }
-  VARAX_INLINE void done(const X& x, const Strided<typename X::T>& to, int64_t t, int size) {
-    if (to.step) {
-      x.scatter(to, t, 0, size, now);
+  static constexpr int N = X::N, MX = X::MX, kMost = N + N * N + N * MX + MX + MX * MX;
+  const KalmanAdjoint<T>& problem;
+  const X& x;
+  const int n, M, moments, width;
+  E kept[kMost * kKalmanSegment], y[MX * kKalmanSegment];
+
+  VARAX_INLINE Segment(const KalmanAdjoint<T>& problem, const X& x)
+      : problem(problem), x(x), n(x.n()), M(x.m()), moments(n + n * n), width(moments + n * M + M + M * M) {}
+
+  VARAX_INLINE void again(Filter<X>& filter, int64_t first, int count) {
+    const KalmanModel<T>& of = problem.model;
+    if (first == 0) {
+      filter.load_initial();
     } else {
-      for (int k = 0; k < size; ++k) sums[k].block += now[k];
+      x.gather(problem.checkpoint, first / kKalmanSegment - 1, moments, kept);
+      filter.take(kept);
+    }
+    x.gather_steps(of.y, first, count, M, y, M);
+    LogProduct<X> ignored;
+    ignored.clear();
+    for (int i = 0; i < count; ++i) {
+      filter.load_observed(first + i, false);
+      filter.update(y + i * M, ignored);
+      filter.put(kept + i * width);
+      E* rest = kept + i * width + moments;
+      for (int o = 0; o < M; ++o) {
+        x.each([&](int j) VARAX_LAMBDA { rest[j * M + o] = X::get(filter.K[o], j); });
+        rest[n * M + o] = filter.u[o];
+        for (int p = 0; p < M; ++p)
+          rest[n * M + M + o * M + p] = (filter.seen[o] & filter.seen[p]) ? filter.inverse[o][p] : E{};
+      }
+      if (i + 1 == count) break;
+      filter.load_transition(first + i, false);
+      filter.predict();
     }
   }
-  VARAX_NOINLINE void flush(int size) {
-    for (int k = 0; k < size; ++k) sums[k].flush();
-  }
-  VARAX_INLINE void finish(const X& x, const Strided<typename X::T>& to, int size) {
-    if (to.step) return;
-    for (int k = 0; k < size; ++k) now[k] = sums[k].value();
-    x.scatter(to, 0, 0, size, now);
+  VARAX_INLINE void read(int64_t t) {
+    x.gather(problem.mean, t, n, kept);
+    x.gather(problem.cov, t, n * n, kept + n);
+    x.gather(problem.gain, t, n * M, kept + moments);
+    x.gather(problem.white, t, M, kept + moments + n * M);
+    x.gather(problem.precision, t, M * M, kept + moments + n * M + M);
   }
 };
 
-template <class X, int MX>
+template <class X, bool anew>
 void adjoint(const KalmanAdjoint<typename X::T>& problem, int64_t group) {
   using T = typename X::T;
   using E = typename X::E;
   using Row = typename X::Row;
-  struct Part {
-    const Strided<const T>* array;
-    int size;
-  };
-  constexpr int N = X::N, kFlush = 64;
+  constexpr int N = X::N, MX = X::MX;
   const KalmanModel<T>& of = problem.model;
-  const X x(group, of.batch);
-  const int M = MX == 1 ? 1 : int(of.m);
+  const X x(group, of);
+  const int n = x.n(), M = x.m();
   const int64_t steps = of.steps;
   const E zero = E{}, half = X::broadcast(T(0.5)), two = X::broadcast(2);
-  Row A[N] = {}, H[MX] = {}, Pf[N], D[N], mf = X::zero(), dm = X::zero();  // D, dm: cotangents of P, m
+  Row Pf[N], D[N], mf = X::zero(), dm = X::zero();  // D, dm: cotangents of P, m
   for (int i = 0; i < N; ++i) D[i] = X::zero();
-  Gathered<X, N> dA, dQ;
-  Gathered<X, MX> dH;
-  Gathered<X, 1> db;
-  GatheredNumbers<X, MX * MX> dR;
-  GatheredNumbers<X, MX> dd;
-  dR.clear(), dd.clear();
+  Gathered<X, Row, N> dA(problem.d_A), dQ(problem.d_Q);
+  Gathered<X, Row, MX> dH(problem.d_H);
+  Gathered<X, Row, 1> db(problem.d_b);
+  Gathered<X, E, MX * MX> dR(problem.d_R);
+  Gathered<X, E, MX> dd(problem.d_d);
   E l = problem.d_log_likelihood.data ? x.load(problem.d_log_likelihood, 0, 0) : zero;
   const E halfl = half * l;
 
-  const int width = N + N * N + N * M + M + M * M;
-  constexpr int kMost = N + N * N + N * MX + MX + MX * MX, kWindow = X::lanes == 1 ? 1 : window(kMost);
-  E kept[kMost * kWindow], behind[X::lanes == 1 ? 1 : MX * kWindow];
-  auto read = [&](int64_t first, int count) VARAX_LAMBDA {
-    E* to = kept;
-    const Part parts[] = {{&problem.mean, N},  {&problem.cov, N * N}, {&problem.gain, N * M},
-                          {&problem.white, M}, {&problem.precision, M * M}};
-    for (const Part& part : parts) {
-      x.gather_steps(*part.array, first, count, part.size, to, width, -kWindow);
-      to += part.size;
-    }
-  };
+  Filter<X> filter(x, of);
+  Row *A = filter.A, *H = filter.H;
+  if constexpr (anew) {
+    if (steps > 0) filter.load_observed(0, true);
+    if (steps > 1) filter.load_transition(0, true);
+  } else {
+    if (steps > 0) x.load_rows(of.H, 0, M, H);
+    if (steps > 1) x.load_rows(of.A, 0, n, A);
+  }
+  Segment<X> segment(problem, x);
+  E dys[MX * kKalmanSegment];
+  int at = 0;
 
   for (int64_t t = steps - 1; t >= 0; --t) {
-    if (X::lanes == 1) {
-      read(t, 1);
-    } else if (t + 1 == steps || t % kWindow == kWindow - 1) {
-      read(t - t % kWindow, int(t % kWindow) + 1);
+    if constexpr (anew) {
+      if (t + 1 == steps || at == 0) {
+        at = int(t % kKalmanSegment) + 1;
+        segment.again(filter, t + 1 - at, at);
+      }
+      --at;
+    } else {
+      segment.read(t);
     }
-    const E* row = kept + (X::lanes == 1 ? 0 : (t % kWindow) * width);
-    const E *gain = row + N + N * N, *white = gain + N * M, *precision = white + M;
-    X::each([&](int i) VARAX_LAMBDA {
+    const E* row = segment.kept + at * segment.width;
+    const E *gain = row + n + n * n, *white = gain + n * M, *precision = white + M;
+    x.each([&](int i) VARAX_LAMBDA {
       X::set(mf, i, row[i]);
       Row r = X::zero();
-      X::each([&](int j) VARAX_LAMBDA { X::set(r, j, row[N + i * N + j]); });
+      x.each([&](int j) VARAX_LAMBDA { X::set(r, j, row[n + i * n + j]); });
       Pf[i] = r;
     });
     if (t + 1 < steps) {  // through the transition
-      if (t + 2 == steps || of.A.step) x.load_rows(of.A, t, 0, N, A);
+      if (of.A.step) x.load_rows(of.A, t, n, A);
       Row B[N];
-      X::each([&](int i) VARAX_LAMBDA {
-        B[i] = combine<X>(D[i], A);
-        Row BP = combine<X>(B[i], Pf);
-        dA.now[i] = X::get(dm, i) * mf + (two * BP);
-        dQ.now[i] = D[i];
+      x.each([&](int i) VARAX_LAMBDA {
+        B[i] = combine(x, D[i], A);
+        dA.add(i, X::get(dm, i) * mf + two * combine(x, B[i], Pf));
+        dQ.add(i, D[i]);
       });
-      db.now[0] = dm;
-      dA.done(x, problem.d_A, t, N);
-      dQ.done(x, problem.d_Q, t, N);
-      db.done(x, problem.d_b, t, 1);
-      dm = combine<X>(dm, A);
-      X::each([&](int i) VARAX_LAMBDA {
-        Row s = X::zero();
-        X::each([&](int k) VARAX_LAMBDA { s = X::get(A[k], i) * B[k] + s; });
-        D[i] = s;
-      });
+      db.add(0, dm);
+      dA.done(x, t, n), dQ.done(x, t, n), db.done(x, t, 1);
+      dm = combine(x, dm, A);
+      symmetric(
+          x, D,
+          [&](int i, int j) VARAX_LAMBDA {
+            E s = X::get(A[0], i) * X::get(B[0], j);
+            for (int k = 1; k < n; ++k) s += X::get(A[k], i) * X::get(B[k], j);
+            return s;
+          },
+          [&](int i) VARAX_LAMBDA {
+            Row s = X::zero();
+            x.each([&](int k) VARAX_LAMBDA { s = X::get(A[k], i) * B[k] + s; });
+            return s;
+          });
     }
     if (problem.d_mean.data) {
       Row more;
-      x.load_rows(problem.d_mean, t, 0, 1, &more);
+      x.load_rows(problem.d_mean, t, 1, &more);
       dm = dm + more;
     }
     if (problem.d_cov.data) {
-      Row more[N] = {};
+      Row more[N];
       load_symmetric(x, problem.d_cov, t, more);
-      for (int i = 0; i < N; ++i) D[i] = D[i] + more[i];
+      x.each([&](int i) VARAX_LAMBDA { D[i] = D[i] + more[i]; });
     }
 
     // Through the update.
-    Row K[MX], g[MX], z[MX], a = dm, dmf = dm;
-    E k[MX], u[MX], dy[MX], C[MX][MX], q[MX][MX];
-    if (t + 1 == steps || of.H.step) x.load_rows(of.H, t, 0, M, H);
+    Row K[MX], g[MX], z[MX], a = dm;
+    const Row dmf = dm;
+    E k[MX], u[MX], *dy = dys + at * M;
+    if (of.H.step) x.load_rows(of.H, t, M, H);
     for (int o = 0; o < M; ++o) {
       K[o] = X::zero();
-      X::each([&](int i) VARAX_LAMBDA { X::set(K[o], i, gain[i * M + o]); });
+      x.each([&](int i) VARAX_LAMBDA { X::set(K[o], i, gain[i * M + o]); });
       u[o] = white[o];
-      k[o] = X::dot(K[o], dmf);
-      g[o] = combine<X>(K[o], D);
+      k[o] = x.dot(K[o], dmf);
+      g[o] = combine(x, K[o], D);
       dy[o] = k[o] - l * u[o];
       a = (-k[o]) * H[o] + a;
       dm = (-dy[o]) * H[o] + dm;
-      dd.now[o] = -dy[o];
-    }
-    if (X::lanes == 1) {
-      x.scatter(problem.d_y, t, 0, M, dy);
-    } else {
-      for (int o = 0; o < M; ++o) behind[(t % kWindow) * M + o] = dy[o];
-      int count = int(steps - t < kWindow ? steps - t : kWindow);
-      if (t % kWindow == 0) x.scatter_steps(problem.d_y, t, count, M, behind, M, -kWindow);
+      dd.add(o, -dy[o]);
     }
     for (int o = 0; o < M; ++o) {
+      z[o] = (half * u[o]) * a - g[o];
       for (int p = 0; p < M; ++p) {
-        C[o][p] = halfl * (u[o] * u[p] - precision[o * M + p]);
-        q[o][p] = X::dot(K[o], g[p]);
-        dR.now[o * M + p] = q[o][p] + C[o][p] - half * (k[o] * u[p] + u[o] * k[p]);
+        E C = halfl * (u[o] * u[p] - precision[o * M + p]), q = x.dot(K[o], g[p]);
+        dR.add(o * M + p, q + C - half * (k[o] * u[p] + u[o] * k[p]));
+        z[o] = (half * (q + C)) * H[p] + z[o];
       }
       Row w = u[o] * dmf + (-two) * g[o];
-      Row r = (l * u[o] - k[o]) * mf + (-l) * K[o] + combine<X>(w, Pf);
-      dH.now[o] = r;
+      dH.add(o, (l * u[o] - k[o]) * mf + (-l) * K[o] + combine(x, w, Pf));
     }
-    dd.done(x, problem.d_d, t, M);
-    dR.done(x, problem.d_R, t, M * M);
-    dH.done(x, problem.d_H, t, M);
-    for (int o = 0; o < M; ++o) {
-      z[o] = (half * u[o]) * a + (-X::broadcast(1)) * g[o];
-      for (int p = 0; p < M; ++p) z[o] = (half * (q[o][p] + C[o][p])) * H[p] + z[o];
-    }
+    dd.done(x, t, M), dR.done(x, t, M * M), dH.done(x, t, M);
     for (int o = 0; o < M; ++o)
-      X::each([&](int i) VARAX_LAMBDA { D[i] = X::get(H[o], i) * z[o] + (X::get(z[o], i) * H[o] + D[i]); });
-    if (t % kFlush == 0) {
-      dA.flush(N), dQ.flush(N), dH.flush(M), dR.flush(M * M), db.flush(1), dd.flush(M);
+      symmetric(
+          x, D,
+          [&](int i, int j) VARAX_LAMBDA {
+            return X::get(D[i], j) + X::get(H[o], i) * X::get(z[o], j) + X::get(z[o], i) * X::get(H[o], j);
+          },
+          [&](int i) VARAX_LAMBDA { return X::get(H[o], i) * z[o] + (X::get(z[o], i) * H[o] + D[i]); });
+    if constexpr (anew) {
+      if (at == 0) {
+        int64_t rest = steps - t;
+        x.scatter_steps(problem.d_y, t, int(rest < kKalmanSegment ? rest : kKalmanSegment), M, dys, M);
+      }
+    } else {
+      x.scatter(problem.d_y, t, M, dys);
+    }
+    if (t % kBlock == 0) {
+      dA.flush(n), dQ.flush(n), dH.flush(M), dR.flush(M * M), db.flush(1), dd.flush(M);
     }
   }
   x.store_rows(problem.d_m0, 0, 1, &dm);
-  x.store_rows(problem.d_P0, 0, N, D);
-  dA.finish(x, problem.d_A, N), dQ.finish(x, problem.d_Q, N), dH.finish(x, problem.d_H, M);
-  dR.finish(x, problem.d_R, M * M), db.finish(x, problem.d_b, 1), dd.finish(x, problem.d_d, M);
+  x.store_rows(problem.d_P0, 0, n, D);
+  dA.finish(x, n), dQ.finish(x, n), dH.finish(x, M);
+  dR.finish(x, M * M), db.finish(x, 1), dd.finish(x, M);
 }
 
 }  // namespace

@@ -5,8 +5,16 @@ namespace varax {
 namespace VARAX_ISA {
 
 void kalman_adjoint_f32(const KalmanAdjoint<float>* problem, int64_t group) {
-  const KalmanModel<float>& of = problem->model;
-  pick<float>(of, [&](auto x, auto m) { adjoint<typename decltype(x)::X, decltype(m)::value>(*problem, group); });
+  pick(problem->model, [&](auto x) {
+    using X = typename decltype(x)::X;
+    if constexpr (X::lanes > 1) {
+      adjoint<X, true>(*problem, group);
+    } else if constexpr (!X::fixed) {
+      problem->model.lanes ? adjoint<X, true>(*problem, group) : adjoint<X, false>(*problem, group);
+    } else {
+      adjoint<X, false>(*problem, group);
+    }
+  });
 }
 
 }  // namespace VARAX_ISA

@@ -5,10 +5,10 @@ namespace varax {
 namespace VARAX_ISA {
 
 void kalman_value_f32(const KalmanValue<float>* problem, int64_t group) {
-  const KalmanModel<float>& of = problem->model;
-  pick<float>(of, [&](auto x, auto m) { value<typename decltype(x)::X, decltype(m)::value>(*problem, group); });
+  pick(problem->model, [&](auto x) { value<typename decltype(x)::X>(*problem, group); });
 }
 
-int64_t kalman_groups_f32(int64_t m, int64_t batch) { return groups<float>(m, batch); }
+int64_t kalman_groups_f32(const KalmanModel<float>* of) { return groups(*of); }
+
 }  // namespace VARAX_ISA
 }  // namespace varax

@@ -89,10 +89,10 @@ void value(const MaternProblem<T>& of, int64_t s) {
       }
       const double r = series.noise(t), S = P[0] + r, inverse = 1 / S, v = series.y[t] - m[0], u = v * inverse;
       square += u * v;
-      int64_t bits = double_to_bits(S);
+      int64_t bits = bits_of(S);
       bad |= !(S > 0) || !(S < 1e308);
       exponent += (bits >> 52) - 1023;
-      product *= bits_to_double((bits & 0xfffffffffffffLL) | (int64_t(1023) << 52));
+      product *= number_of<double>((bits & 0xfffffffffffffLL) | (int64_t(1023) << 52));
       // f itself is observed: its row of the covariance shrinks by r / S.
       double K[n];
 #pragma GCC unroll 6

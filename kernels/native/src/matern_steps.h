@@ -7,18 +7,15 @@
 #pragma once
 
 #include <cmath>
-#include <cstring>
 
 #include "matern.h"
+#include "vector_bits.h"
 
 namespace varax {
 namespace VARAX_ISA {
 namespace {
 
 constexpr int kSteps = 64;  // transitions made at once
-
-inline double bits_to_double(int64_t i) { double x; std::memcpy(&x, &i, sizeof(x)); return x; }
-inline int64_t double_to_bits(double x) { int64_t i; std::memcpy(&i, &x, sizeof(i)); return i; }
 
 // e^-x for 0 <= x <= 700, within about an ulp; NaN stays.
 inline double exp_minus(double x) {
@@ -39,7 +36,7 @@ inline double exp_minus(double x) {
   p = p * r + 0.5;
   p = p * r + 1.0;
   p = p * r + 1.0;
-  return p * bits_to_double((double_to_bits(shifted) + 1023) << 52);
+  return p * number_of<double>((bits_of(shifted) + 1023) << 52);
 }
 
 template <int O>

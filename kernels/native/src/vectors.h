@@ -4,40 +4,17 @@
 #include <cstdint>
 #include <cstring>
 
-#include "varax.h"
+#include "vector_bits.h"
 
 namespace varax {
 namespace VARAX_ISA {
 namespace {
 
-#if VARAX_LEVEL == 2
-constexpr int kVectorBytes = 64;
-#elif VARAX_LEVEL == 1
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-
-#define VARAX_INLINE inline __attribute__((always_inline))
-
-template <class T>
-struct Bits;
-template <>
-struct Bits<float> {
-  typedef int32_t type;
-  static constexpr int mantissa = 23, bias = 127;
-};
-template <>
-struct Bits<double> {
-  typedef int64_t type;
-  static constexpr int mantissa = 52, bias = 1023;
-};
-
 // L lanes of T, and of the integer of the same size.
 template <class T, int L>
 struct Lanes {
   typedef T V __attribute__((vector_size(L * sizeof(T))));
-  typedef typename Bits<T>::type I __attribute__((vector_size(L * sizeof(T))));
+  typedef typename Bits<T>::Int I __attribute__((vector_size(L * sizeof(T))));
 };
 
 template <class V, class T>
