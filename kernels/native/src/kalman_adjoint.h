@@ -40,7 +40,7 @@ struct Segment {
       filter.put(kept + i * width);
       E* rest = kept + i * width + moments;
       for (int o = 0; o < M; ++o) {
-        x.each([&](int j) VARAX_LAMBDA { rest[j * M + o] = X::get(filter.K[o], j); });
+        x.each_used([&](int j) VARAX_LAMBDA { rest[j * M + o] = X::get(filter.K[o], j); });
         rest[n * M + o] = filter.u[o];
         for (int p = 0; p < M; ++p)
           rest[n * M + M + o * M + p] = (filter.seen[o] & filter.seen[p]) ? filter.inverse[o][p] : E{};
@@ -71,7 +71,7 @@ void adjoint(const KalmanAdjoint<typename X::T>& problem, int64_t group) {
   const int64_t steps = of.steps;
   const E zero = E{}, half = X::broadcast(T(0.5)), two = X::broadcast(2);
   Row Pf[N], D[N], mf = X::zero(), dm = X::zero();  // D, dm: cotangents of P, m
-  for (int i = 0; i < N; ++i) D[i] = X::zero();
+  for (int i = 0; i < N; ++i) D[i] = Pf[i] = X::zero();
   Gathered<X, Row, N> dA(problem.d_A), dQ(problem.d_Q);
   Gathered<X, Row, MX> dH(problem.d_H);
   Gathered<X, Row, 1> db(problem.d_b);
@@ -105,10 +105,10 @@ void adjoint(const KalmanAdjoint<typename X::T>& problem, int64_t group) {
     }
     const E* row = segment.kept + at * segment.width;
     const E *gain = row + n + n * n, *white = gain + n * M, *precision = white + M;
-    x.each([&](int i) VARAX_LAMBDA {
+    x.each_used([&](int i) VARAX_LAMBDA {
       X::set(mf, i, row[i]);
       Row r = X::zero();
-      x.each([&](int j) VARAX_LAMBDA { X::set(r, j, row[n + i * n + j]); });
+      x.each_used([&](int j) VARAX_LAMBDA { X::set(r, j, row[n + i * n + j]); });
       Pf[i] = r;
     });
     if (t + 1 < steps) {  // through the transition
@@ -126,7 +126,7 @@ void adjoint(const KalmanAdjoint<typename X::T>& problem, int64_t group) {
           x, D,
           [&](int i, int j) VARAX_LAMBDA {
             E s = X::get(A[0], i) * X::get(B[0], j);
-            for (int k = 1; k < n; ++k) s += X::get(A[k], i) * X::get(B[k], j);
+            for (int k = 1; k < N; ++k) s += X::get(A[k], i) * X::get(B[k], j);
             return s;
           },
           [&](int i) VARAX_LAMBDA {
@@ -153,7 +153,7 @@ void adjoint(const KalmanAdjoint<typename X::T>& problem, int64_t group) {
     if (of.H.step) x.load_rows(of.H, t, M, H);
     for (int o = 0; o < M; ++o) {
       K[o] = X::zero();
-      x.each([&](int i) VARAX_LAMBDA { X::set(K[o], i, gain[i * M + o]); });
+      x.each_used([&](int i) VARAX_LAMBDA { X::set(K[o], i, gain[i * M + o]); });
       u[o] = white[o];
       k[o] = x.dot(K[o], dmf);
       g[o] = combine(x, K[o], D);

@@ -9,7 +9,7 @@ void kalman_adjoint_f32(const KalmanAdjoint<float>* problem, int64_t group) {
     using X = typename decltype(x)::X;
     if constexpr (X::lanes > 1) {
       adjoint<X, true>(*problem, group);
-    } else if constexpr (!X::fixed) {
+    } else if constexpr (kMostFixed == 0) {
       problem->model.lanes ? adjoint<X, true>(*problem, group) : adjoint<X, false>(*problem, group);
     } else {
       adjoint<X, false>(*problem, group);

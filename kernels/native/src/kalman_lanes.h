@@ -72,6 +72,10 @@ struct Lanes {
       for (int i = 0; i < N; ++i) f(i);
     }
   }
+  template <class F>
+  static VARAX_INLINE void each_used(const F& f) {
+    each(f);
+  }
   // f(i, j) for i <= j.
   template <class F>
   static VARAX_INLINE void upper(const F& f) {

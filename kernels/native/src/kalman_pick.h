@@ -8,7 +8,7 @@ namespace VARAX_ISA {
 namespace {
 
 // Loops of fixed sizes are for the few states and single observations of most models, and for the processors
-// of today: what is compiled for any x86 has one loop for all sizes, and no lanes.
+// of today: what is compiled for any x86 has loops for up to 4 and up to 8 states, and no lanes.
 #if defined(VARAX_X86) && VARAX_LEVEL == 0
 constexpr int kMostFixed = 0;
 #else
@@ -25,7 +25,7 @@ int64_t groups(const KalmanModel<T>& of) {
 
 template <class T, int N, class F>
 void pick_layout(const KalmanModel<T>& of, const F& f) {
-  of.lanes ? f(TypeOf<Lanes<T, N>>()) : f(TypeOf<Single<T, N>>());
+  of.lanes ? f(TypeOf<Lanes<T, N>>()) : f(TypeOf<Single<T, N, true>>());
 }
 
 // f(TypeOf<X>) for the problem's layout and sizes.
@@ -41,7 +41,7 @@ void pick(const KalmanModel<T>& of, const F& f) {
       case 6: return pick_layout<T, 6>(of, f);
     }
   }
-  f(TypeOf<Single<T, 0>>());
+  of.n <= 4 ? f(TypeOf<Single<T, 4, false>>()) : f(TypeOf<Single<T, kKalmanMostStates, false>>());
 }
 
 }  // namespace

@@ -1,8 +1,9 @@
 // Small matrices as rows, for one series or for a vector of series: the loops are written once.
 //
-// In `Single<T, N>` a row is a vector register, so that a product of matrices is N^2 multiply-adds of rows
-// by broadcast elements; one number is observed at a time. `Single<T, 0>` serves all sizes, known at run
-// time, in rows of 8. Of a vector of series, see kalman_lanes.h. Included by kernel files only.
+// In `Single<T, N, true>` a row is a vector register, so that a product of matrices is N^2 multiply-adds of
+// rows by broadcast elements; one number is observed at a time. `Single<T, N, false>` serves up to N states,
+// padded by zeros, and any number of observations. Of a vector of series, see kalman_lanes.h. Included by
+// kernel files only.
 #pragma once
 
 #include <cmath>
@@ -36,12 +37,11 @@ VARAX_INLINE T sum_of(const Vector<T, W>& v) {
   }
 }
 
-// One series. N and MX are what is stored, n() and m() what is used; padding is zero.
-template <class T_, int N_>
+// One series. N and MX are what is stored, n() and m() what is used; padding is zero, and stays so.
+template <class T_, int N_, bool exact_>
 struct Single {
-  static constexpr bool fixed = N_ > 0;
-  static constexpr int N = fixed ? N_ : kKalmanMostStates, MX = fixed ? 1 : kKalmanMostObserved;
-  static constexpr int lanes = 1, W = padded(N);
+  static constexpr bool exact = exact_;
+  static constexpr int N = N_, MX = exact ? 1 : kKalmanMostObserved, lanes = 1, W = padded(N);
   using T = T_;
   using E = T;
   using I = typename Bits<T>::Int;
@@ -51,8 +51,8 @@ struct Single {
   const int states, observed;
 
   Single(int64_t group, const KalmanModel<T>& of) : series(group), states(int(of.n)), observed(int(of.m)) {}
-  VARAX_INLINE int n() const { return fixed ? N_ : states; }
-  VARAX_INLINE int m() const { return fixed ? 1 : observed; }
+  VARAX_INLINE int n() const { return exact ? N : states; }
+  VARAX_INLINE int m() const { return exact ? 1 : observed; }
   static VARAX_INLINE Row zero() { return Row{}; }
   static VARAX_INLINE E get(const Row& r, int j) { return r[j]; }
   static VARAX_INLINE void set(Row& r, int j, E x) { r[j] = x; }
@@ -60,12 +60,16 @@ struct Single {
   static VARAX_INLINE E broadcast(T x) { return x; }
   static VARAX_INLINE I bits(E x) { return bits_of(x); }
   static VARAX_INLINE E number(I i) { return number_of<T>(i); }
-  // f(i) for all i < n.
+  // f(i) for all rows, and for those that are used, as they lie in memory.
   template <class F>
-  VARAX_INLINE void each(const F& f) const {
-    if constexpr (fixed) {
+  static VARAX_INLINE void each(const F& f) {
 #pragma GCC unroll 8
-      for (int i = 0; i < N; ++i) f(i);
+    for (int i = 0; i < N; ++i) f(i);
+  }
+  template <class F>
+  VARAX_INLINE void each_used(const F& f) const {
+    if constexpr (exact) {
+      each(f);
     } else {
 #pragma GCC unroll 1
       for (int i = 0; i < states; ++i) f(i);
@@ -82,12 +86,12 @@ struct Single {
     const T* p = a.data + series * a.series + t * a.step;
     for (int i = 0; i < count; ++i) {
       rows[i] = zero();
-      each([&](int j) VARAX_LAMBDA { rows[i][j] = p[i * n() + j]; });
+      each_used([&](int j) VARAX_LAMBDA { rows[i][j] = p[i * n() + j]; });
     }
   }
   VARAX_INLINE void store_rows(const Strided<T>& a, int64_t t, int count, const Row* rows) const {
     T* p = a.data + series * a.series + t * a.step;
-    for (int i = 0; i < count; ++i) each([&](int j) VARAX_LAMBDA { p[i * n() + j] = rows[i][j]; });
+    for (int i = 0; i < count; ++i) each_used([&](int j) VARAX_LAMBDA { p[i * n() + j] = rows[i][j]; });
   }
   // `size` numbers from memory, and back.
   VARAX_INLINE void gather(const Strided<const T>& a, int64_t t, int size, E* to) const {
@@ -131,6 +135,7 @@ VARAX_INLINE void transpose(const X& x, const typename X::Row* from, typename X:
 template <class X>
 VARAX_INLINE void load_symmetric(const X& x, const Strided<const typename X::T>& a, int64_t t, typename X::Row* r) {
   typename X::Row back[X::N];
+  for (int i = x.n(); i < X::N; ++i) r[i] = X::zero();
   x.load_rows(a, t, x.n(), r);
   transpose(x, r, back);
   auto half = X::broadcast(typename X::T(0.5));

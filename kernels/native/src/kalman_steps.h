@@ -45,7 +45,9 @@ struct Filter {
   Row K[MX];                            // the gain, a row for each observation,
   E v[MX], u[MX], inverse[MX][MX];      // the residual, S^-1 v and S^-1 of the last update
 
-  VARAX_INLINE Filter(const X& x, const KalmanModel<T>& of) : x(x), of(of) {}
+  VARAX_INLINE Filter(const X& x, const KalmanModel<T>& of) : x(x), of(of) {
+    for (int i = x.n(); i < N; ++i) A[i] = Q[i] = P[i] = X::zero();
+  }
 
   VARAX_INLINE void load_initial() {
     x.load_rows(of.m0, 0, 1, &m);
@@ -82,27 +84,28 @@ struct Filter {
       v[o] = y[o] - d[o] - x.dot(H[o], m);
       v[o] = seen[o] ? v[o] : zero;
     }
-    if constexpr (MX == 1) {
-      E S = x.dot(H[0], G[0]) + R[0][0];
-      S = seen[0] ? S : one;
-      det.times(S);
-      inverse[0][0] = T(1) / S;
-      u[0] = inverse[0][0] * v[0];
-      K[0] = inverse[0][0] * G[0];
-      m = v[0] * K[0] + m;
-      // P - K G' - (G - S K) K' is Joseph's form up to second order: G - S K is what rounding has left of zero.
-      Row left = (-S) * K[0] + G[0];
-      symmetric(
-          x, P,
-          [&](int i, int j) VARAX_LAMBDA {
-            return X::get(P[i], j) - X::get(K[0], i) * X::get(G[0], j) - X::get(left, i) * X::get(K[0], j);
-          },
-          [&](int i) VARAX_LAMBDA {
-            return (-X::get(left, i)) * K[0] + ((-X::get(K[0], i)) * G[0] + P[i]);
-          });
-    } else {
+    if (M == 1) {
+      one_number(G[0], det);
+    } else if constexpr (MX > 1) {
       several(G, det);
     }
+  }
+
+  VARAX_INLINE void one_number(const Row& G, LogProduct<X>& det) {
+    const E S = seen[0] ? x.dot(H[0], G) + R[0][0] : X::broadcast(1);
+    det.times(S);
+    inverse[0][0] = T(1) / S;
+    u[0] = inverse[0][0] * v[0];
+    K[0] = inverse[0][0] * G;
+    m = v[0] * K[0] + m;
+    // P - K G' - (G - S K) K' is Joseph's form up to second order: G - S K is what rounding has left of zero.
+    const Row left = (-S) * K[0] + G;
+    symmetric(
+        x, P,
+        [&](int i, int j) VARAX_LAMBDA {
+          return X::get(P[i], j) - X::get(K[0], i) * X::get(G, j) - X::get(left, i) * X::get(K[0], j);
+        },
+        [&](int i) VARAX_LAMBDA { return (-X::get(left, i)) * K[0] + ((-X::get(K[0], i)) * G + P[i]); });
   }
 
   // The update by several observations, by S^-1 and one step of refinement: an inverse loses digits that a
@@ -177,19 +180,19 @@ struct Filter {
   // The moments of the state as numbers, m and P row after row, and back.
   VARAX_INLINE void put(E* to) const {
     const int n = x.n();
-    x.each([&](int i) VARAX_LAMBDA {
+    x.each_used([&](int i) VARAX_LAMBDA {
       to[i] = X::get(m, i);
-      x.each([&](int j) VARAX_LAMBDA { to[n + i * n + j] = X::get(P[i], j); });
+      x.each_used([&](int j) VARAX_LAMBDA { to[n + i * n + j] = X::get(P[i], j); });
     });
   }
   VARAX_INLINE void take(const E* from) {
     const int n = x.n();
     Row r = X::zero();
-    x.each([&](int i) VARAX_LAMBDA { X::set(r, i, from[i]); });
+    x.each_used([&](int i) VARAX_LAMBDA { X::set(r, i, from[i]); });
     m = r;
-    x.each([&](int i) VARAX_LAMBDA {
+    x.each_used([&](int i) VARAX_LAMBDA {
       Row r = X::zero();
-      x.each([&](int j) VARAX_LAMBDA { X::set(r, j, from[n + i * n + j]); });
+      x.each_used([&](int j) VARAX_LAMBDA { X::set(r, j, from[n + i * n + j]); });
       P[i] = r;
     });
   }

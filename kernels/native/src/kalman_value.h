@@ -42,7 +42,7 @@ void value(const KalmanValue<typename X::T>& problem, int64_t group) {
       if (all) {
         E* rest = row + moments;
         for (int o = 0; o < M; ++o) {
-          x.each([&](int i) VARAX_LAMBDA { rest[i * M + o] = X::get(filter.K[o], i); });
+          x.each_used([&](int i) VARAX_LAMBDA { rest[i * M + o] = X::get(filter.K[o], i); });
           rest[n * M + o] = filter.u[o];
           for (int p = 0; p < M; ++p)
             rest[n * M + M + o * M + p] = (filter.seen[o] & filter.seen[p]) ? filter.inverse[o][p] : zero;
