@@ -45,7 +45,7 @@ def of_arrays(function, with_mask=False):
     return call
 
 
-def case(name, function, n, m, steps, *, mask=None, axes=None, **options):
+def case(name, function, n, m, steps, *, mask=None, axes=None, draws=1, **options):
     def arrays(rng):
         model = chain(rng, n, m, steps, **options)
         return model if mask is None else (*model, rng.random(mask) < 0.7)
@@ -55,7 +55,7 @@ def case(name, function, n, m, steps, *, mask=None, axes=None, **options):
         mp.kalman_filter: "kalman_filter",
         mp.kalman_smoother: "kalman_smoother",
     }[function]
-    return Case(name, operation, of_arrays(function, mask is not None), arrays, axes)
+    return Case(name, operation, of_arrays(function, mask is not None), arrays, axes, draws)
 
 
 def batched(names, mask=None):
@@ -73,8 +73,8 @@ FILTER = [
     case("2-1-mask", mp.kalman_log_likelihood, 2, 1, 70, mask=(70,)),
     case("one step", mp.kalman_filter, 3, 2, 1),
     case("no step", mp.kalman_filter, 2, 1, 0),
-    case("large", mp.kalman_filter, 2, 2, 6, scale=1e8),
-    case("small", mp.kalman_filter, 2, 2, 6, scale=1e-8),
+    case("large", mp.kalman_filter, 2, 2, 6, scale=1e8, draws=8),
+    case("small", mp.kalman_filter, 2, 2, 6, scale=1e-8, draws=8),
     case("9-1: no loops of this size", mp.kalman_filter, 9, 1, 4),
     case(
         "batch-y", mp.kalman_log_likelihood, 3, 1, 20,

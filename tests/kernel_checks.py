@@ -13,6 +13,7 @@ has results that small, its operands are drawn several times and the greatest er
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,7 @@ from varax.kernels.frame.operation import OPERATIONS
 TINY = 16  # times the dtype's resolution, times the size of the exact result
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """A call of a public function.
 
@@ -63,7 +64,7 @@ def evaluated(
 
     Each array has an axis in front, of the draws.
     """
-    rng = np.random.default_rng(zlib.crc32(str(case).encode()))
+    rng = _rng(case)
     draws = [case.arrays(rng) for _ in range(case.draws)]
     if nudged:
         rng = np.random.default_rng(2)
@@ -72,15 +73,8 @@ def evaluated(
             [a * (1 + size * rng.choice([-1, 1], np.shape(a))) if _floats(a) else a for a in given]
             for given in draws
         ]
-    fixed = {i: jnp.asarray(a) for i, a in enumerate(draws[0]) if not _floats(a)}
-    assert case.draws == 1 or not fixed
-    f = case.function if case.axes is None else jax.vmap(case.function, case.axes)
-
-    def of_moving(*at: Any) -> Any:
-        rest = iter(at)
-        return f(*(fixed[i] if i in fixed else next(rest) for i in range(len(draws[0]))))
-
-    call, found = jax.jit(of_moving), []
+    assert case.draws == 1 or all(map(_floats, draws[0]))
+    call, found = _compiled(case, implementation), []
     with kernels.using(**{case.operation: implementation}):
         for given in draws:
             out, pull = jax.vjp(call, *(jnp.asarray(a, dtype) for a in given if _floats(a)))
@@ -89,6 +83,25 @@ def evaluated(
             found.append((jax.tree.leaves(out), jax.tree.leaves(pull(along))))
     values, derivatives = zip(*found, strict=True)
     return _stacked(values), _stacked(derivatives)
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(case: Case, implementation: str) -> Callable[..., Any]:
+    """The case as a function of its floating arrays: one program for all evaluations."""
+    del implementation  # `kernels.using` chooses it when the program is traced
+    arrays = case.arrays(_rng(case))
+    fixed = {i: jnp.asarray(a) for i, a in enumerate(arrays) if not _floats(a)}
+    f = case.function if case.axes is None else jax.vmap(case.function, case.axes)
+
+    def of_moving(*at: Any) -> Any:
+        rest = iter(at)
+        return f(*(fixed[i] if i in fixed else next(rest) for i in range(len(arrays))))
+
+    return jax.jit(of_moving)
+
+
+def _rng(case: Case) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(str(case).encode()))
 
 
 def _floats(a: Any) -> bool:
