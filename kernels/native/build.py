@@ -16,6 +16,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -90,8 +91,9 @@ def commands(objects: Path, sanitize: bool) -> list[tuple[list[str], Path]]:
                 continue
             target = objects / f"{level}-{source.stem}.o"
             define = f"-DVARAX_LEVEL={level}"
+            fast = [] if source.name.endswith(".kernel.cc") else ["-O1"]  # the loops are elsewhere
             found.append(
-                ([*cxx, *flags, *own, define, "-c", str(source), "-o", str(target)], target)
+                ([*cxx, *flags, *own, *fast, define, "-c", str(source), "-o", str(target)], target)
             )
     return found
 
@@ -123,13 +125,24 @@ def _compile(task: tuple[list[str], Path]) -> None:
     source = Path(command[command.index("-c") + 1])
     flags = [part for part in command if "/" not in part]  # objects serve any copy of a checkout
     hasher = hashlib.sha256("\0".join(flags).encode())
-    for file in (source, *sorted(SOURCES.glob("*.h")), headers() / "xla/ffi/api/c_api.h"):
+    for file in (*sorted(_read_by(source)), headers() / "xla/ffi/api/c_api.h"):
         hasher.update(file.read_bytes())
     stamp, text = target.with_suffix(".sha256"), hasher.hexdigest()
     if target.exists() and stamp.exists() and stamp.read_text() == text:
         return
     _run(command)
     stamp.write_text(text)
+
+
+def _read_by(file: Path) -> set[Path]:
+    """A file, and the files of ours that it includes."""
+    found, todo = {file}, [file]
+    while todo:
+        for name in re.findall(r'^\s*#include "([a-z_0-9.]+)"', todo.pop().read_text(), re.MULTILINE):
+            if (part := file.parent / name) not in found:
+                found.add(part)
+                todo.append(part)
+    return found
 
 
 def _run(command: list[str]) -> None:

@@ -114,7 +114,7 @@ void adjoint(const KalmanAdjoint<typename X::T>& problem, int64_t group) {
     if (t + 1 < steps) {  // through the transition
       if (of.A.step) x.load_rows(of.A, t, n, A);
       Row B[N];
-      x.each([&](int i) VARAX_LAMBDA {
+      x.each_row([&](int i) VARAX_LAMBDA {
         B[i] = combine(x, D[i], A);
         dA.add(i, X::get(dm, i) * mf + two * combine(x, B[i], Pf));
         dQ.add(i, D[i]);
@@ -143,7 +143,7 @@ void adjoint(const KalmanAdjoint<typename X::T>& problem, int64_t group) {
     if (problem.d_cov.data) {
       Row more[N];
       load_symmetric(x, problem.d_cov, t, more);
-      x.each([&](int i) VARAX_LAMBDA { D[i] = D[i] + more[i]; });
+      x.each_row([&](int i) VARAX_LAMBDA { D[i] = D[i] + more[i]; });
     }
 
     // Through the update.

@@ -73,6 +73,10 @@ struct Lanes {
     }
   }
   template <class F>
+  static VARAX_INLINE void each_row(const F& f) {
+    each(f);
+  }
+  template <class F>
   static VARAX_INLINE void each_used(const F& f) {
     each(f);
   }

@@ -37,6 +37,12 @@ VARAX_INLINE T sum_of(const Vector<T, W>& v) {
   }
 }
 
+#if defined(VARAX_X86) && VARAX_LEVEL == 0
+constexpr int kMostUnrolled = 0;
+#else
+constexpr int kMostUnrolled = 4;
+#endif
+
 // One series. N and MX are what is stored, n() and m() what is used; padding is zero, and stays so.
 template <class T_, int N_, bool exact_>
 struct Single {
@@ -60,11 +66,21 @@ struct Single {
   static VARAX_INLINE E broadcast(T x) { return x; }
   static VARAX_INLINE I bits(E x) { return bits_of(x); }
   static VARAX_INLINE E number(I i) { return number_of<T>(i); }
-  // f(i) for all rows, and for those that are used, as they lie in memory.
+  // f(i) for all elements of a row; for all rows, in a loop if they do not fit in registers; and for those
+  // that are used, as they lie in memory.
   template <class F>
   static VARAX_INLINE void each(const F& f) {
 #pragma GCC unroll 8
     for (int i = 0; i < N; ++i) f(i);
+  }
+  template <class F>
+  static VARAX_INLINE void each_row(const F& f) {
+    if constexpr (N <= kMostUnrolled) {
+      each(f);
+    } else {
+#pragma GCC unroll 1
+      for (int i = 0; i < N; ++i) f(i);
+    }
   }
   template <class F>
   VARAX_INLINE void each_used(const F& f) const {
@@ -124,7 +140,7 @@ VARAX_INLINE typename X::Row combine(const X& x, const typename X::Row& coeffici
 
 template <class X>
 VARAX_INLINE void transpose(const X& x, const typename X::Row* from, typename X::Row* to) {
-  x.each([&](int i) VARAX_LAMBDA {
+  x.each_row([&](int i) VARAX_LAMBDA {
     typename X::Row row = X::zero();
     x.each([&](int j) VARAX_LAMBDA { X::set(row, j, X::get(from[j], i)); });
     to[i] = row;
@@ -139,7 +155,7 @@ VARAX_INLINE void load_symmetric(const X& x, const Strided<const typename X::T>&
   x.load_rows(a, t, x.n(), r);
   transpose(x, r, back);
   auto half = X::broadcast(typename X::T(0.5));
-  x.each([&](int i) VARAX_LAMBDA { r[i] = half * r[i] + half * back[i]; });
+  x.each_row([&](int i) VARAX_LAMBDA { r[i] = half * r[i] + half * back[i]; });
 }
 
 // a = f(i, j), a symmetric matrix: in lanes, one triangle is computed. Of one series, rows are quicker, and
@@ -149,7 +165,7 @@ VARAX_INLINE void symmetric(const X& x, typename X::Row* a, const F& f, const G&
   if constexpr (X::lanes > 1) {
     x.upper([&](int i, int j) VARAX_LAMBDA { a[j].e[i] = a[i].e[j] = f(i, j); });
   } else {
-    x.each([&](int i) VARAX_LAMBDA { a[i] = row(i); });
+    x.each_row([&](int i) VARAX_LAMBDA { a[i] = row(i); });
   }
 }
 

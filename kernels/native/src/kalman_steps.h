@@ -148,15 +148,15 @@ struct Filter {
       for (int p = 0; p < M; ++p) KR[o] = ((seen[o] & seen[p]) ? R[o][p] : zero) * K[p] + KR[o];
     }
     Row Ft[N];
-    x.each([&](int i) VARAX_LAMBDA {
+    x.each_row([&](int i) VARAX_LAMBDA {
       F[i] = X::zero();
       X::set(F[i], i, one);
       for (int o = 0; o < M; ++o) F[i] = (-X::get(K[o], i)) * H[o] + F[i];
     });
     transpose(x, F, Ft);
     Row FP[N];
-    x.each([&](int i) VARAX_LAMBDA { FP[i] = combine(x, F[i], P); });
-    x.each([&](int i) VARAX_LAMBDA {
+    x.each_row([&](int i) VARAX_LAMBDA { FP[i] = combine(x, F[i], P); });
+    x.each_row([&](int i) VARAX_LAMBDA {
       P[i] = combine(x, FP[i], Ft);
       for (int o = 0; o < M; ++o) P[i] = X::get(K[o], i) * KR[o] + P[i];
     });
@@ -164,7 +164,7 @@ struct Filter {
 
   VARAX_INLINE void predict() {
     Row AP[N];
-    x.each([&](int i) VARAX_LAMBDA { AP[i] = combine(x, A[i], P); });
+    x.each_row([&](int i) VARAX_LAMBDA { AP[i] = combine(x, A[i], P); });
     if constexpr (X::lanes == 1) {
       m = combine(x, m, At) + b;
     } else {
