@@ -58,9 +58,8 @@ def case(name, function, n, m, steps, *, mask=None, axes=None, draws=1, **option
     return Case(name, operation, of_arrays(function, mask is not None), arrays, axes, draws)
 
 
-def batched(names, mask=None):
-    axes = tuple(0 if name in names else None for name in NAMES)
-    return axes if mask is None else (*axes, mask)
+def batched(names, **mask):
+    return (*(0 if name in names else None for name in NAMES), *mask.values())
 
 
 FILTER = [
@@ -92,6 +91,11 @@ FILTER = [
         "batch-most", mp.kalman_filter, 3, 2, 5, varying=True,
         batch=(18,), batched=("y", "A", "H", "R", "m0", "b"),
         axes=batched(("y", "A", "H", "R", "m0", "b")),
+    ),
+    case(
+        "batch-varying-mask", mp.kalman_filter, 2, 1, 35, varying=True, mask=(35, 1),
+        batch=(18,), batched=("y", "A", "H", "R", "m0", "b"),
+        axes=batched(("y", "A", "H", "R", "m0", "b"), mask=None),
     ),
     case(
         "batch-many-observed", mp.kalman_filter, 6, 2, 5,

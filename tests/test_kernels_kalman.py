@@ -25,7 +25,10 @@ OTHERS_TRY = ("4-3", "3-2-varying-mask", "one step", "2-1-mask", "batch-mask")
 QUICK = {
     *(f"kalman_filter-{name}-native-float32" for name in ("3-1-filter", "large", "batch-y")),
     *(f"kalman_filter-{name}-native-float32" for name in ("no step", "batch-of-none")),
-    *(f"kalman_filter-{name}-native-float64" for name in ("3-2-varying-mask", "batch-of-2")),
+    *(
+        f"kalman_filter-{name}-native-float64"
+        for name in ("3-2-varying-mask", "batch-varying-mask")
+    ),
     "kalman_filter-8-1-filter-native-float32",
     "kalman_filter-9-1: no loops of this size-native-float32",
     "kalman_filter-3-2-varying-mask-parallel",

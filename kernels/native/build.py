@@ -138,7 +138,8 @@ def _read_by(file: Path) -> set[Path]:
     """A file, and the files of ours that it includes."""
     found, todo = {file}, [file]
     while todo:
-        for name in re.findall(r'^\s*#include "([a-z_0-9.]+)"', todo.pop().read_text(), re.MULTILINE):
+        text = todo.pop().read_text()
+        for name in re.findall(r'^\s*#include "([a-z_0-9.]+)"', text, re.MULTILINE):
             if (part := file.parent / name) not in found:
                 found.add(part)
                 todo.append(part)
