@@ -16,11 +16,14 @@ class Entry:
         what: "value", "value and gradient", ...
         size: shapes and dtype, as shown.
         make: `() -> {candidate: () -> arrays}`: "varax" first, then "plain XLA", then peers by
-            name. A candidate whose package is missing is left out. All compute the same thing.
+            name. A candidate whose package is missing is left out. All compute the same thing, and
+            return it as pytrees whose leaves agree one by one.
         calls: how often a candidate runs in one round.
         bytes: that the operation has to move at least, for the physical limit.
         flops: that it has to compute at least.
         kind: which measured peak the flops are held against ("float32", "float64", "int8").
+        tolerance: root mean square of the difference from varax's result, by that of the result,
+            within which a candidate computes the same.
     """
 
     operation: str
@@ -31,3 +34,4 @@ class Entry:
     bytes: float | None = None
     flops: float | None = None
     kind: str = "float32"
+    tolerance: float = 1e-3

@@ -84,7 +84,12 @@ def filter_entry(steps: int, states: int) -> Entry:
     def make() -> dict[str, Callable[[], Any]]:
         found: dict[str, Any] = {"varax": hmm_filter, "plain XLA": scan_filter}
         if (peer := _dynamax()) is not None:
-            found["dynamax"] = peer.hmm_filter
+
+            def of_dynamax(*given: Any) -> Any:
+                found = peer.hmm_filter(*given)
+                return found.marginal_loglik, found.filtered_probs
+
+            found["dynamax"] = of_dynamax
         return _bound(found, data(steps, states))
 
     size = f"N={steps:.0e} K={states}"
@@ -130,11 +135,18 @@ def smoother_entry(steps: int, states: int) -> Entry:
 
     def make() -> dict[str, Callable[[], Any]]:
         def by_gradient(*given: Any) -> Any:
-            return _with_gradient(scan_filter)(*given)
+            value, (_, transitions_bar, smoothed) = _with_gradient(scan_filter)(*given)
+            return value, smoothed, given[1] * transitions_bar
 
         found: dict[str, Any] = {"varax": hmm_smoother, "plain XLA": by_gradient}
         if (peer := _dynamax()) is not None:
-            found["dynamax"] = peer.hmm_two_filter_smoother
+
+            def of_dynamax(initial: Any, transitions: Any, logs: Any) -> Any:
+                found = peer.hmm_two_filter_smoother(initial, transitions, logs)
+                counts = peer.compute_transition_probs(transitions, found)
+                return found.marginal_loglik, found.smoothed_probs, counts
+
+            found["dynamax"] = of_dynamax
         return _bound(found, data(steps, states))
 
     return Entry("hmm_smoother", "value", f"N={steps:.0e} K={states}", make)
@@ -144,12 +156,13 @@ def viterbi_entry(steps: int, states: int) -> Entry:
     """The most likely path."""
 
     def make() -> dict[str, Callable[[], Any]]:
-        found: dict[str, Any] = {"varax": hmm_viterbi, "plain XLA": scan_viterbi}
+        found: dict[str, Any] = {"varax": lambda *a: hmm_viterbi(*a)[0], "plain XLA": scan_viterbi}
         if (peer := _dynamax()) is not None:
             found["dynamax"] = peer.hmm_posterior_mode
         return _bound(found, data(steps, states))
 
-    return Entry("hmm_viterbi", "value", f"N={steps:.0e} K={states}", make)
+    # Of paths that are as likely but for rounding, candidates may take different ones.
+    return Entry("hmm_viterbi", "value", f"N={steps:.0e} K={states}", make, tolerance=0.05)
 
 
 def entries(quick: bool) -> list[Entry]:

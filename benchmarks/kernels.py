@@ -6,8 +6,10 @@ Value, and value with gradient, of every operation, as `benchmarks/_kernels_*.py
 Candidates take turns; `x varax` is the median over rounds of a candidate's wall time by varax's in
 the same round, with its quartiles: above 1, varax is faster. `of limit` is the time that the
 machine needs at least, to move the bytes or to compute (both measured first, on all cores), by
-varax's time. A peer that is not installed is left out:
-pip install dynamax tinygp celerite2 onnxruntime pgmax torch
+varax's time. What each candidate returns is compared with varax's, `error` is the root mean square
+of the difference by that of varax's numbers; a candidate that computes something else is left out,
+and so is a peer that fails or is not installed, with a line that says so:
+pip install dynamax tinygp celerite2 onnx onnxruntime pgmax torch
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import importlib
 import os
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +37,17 @@ from _report import Report, Runs, interleaved, quartiles
 from varax.kernels import native
 
 ROUNDS, QUICK_ROUNDS = 11, 4
+OWN = ("varax", "plain XLA")  # that must run, and agree
 SLOW = 1.0  # seconds: a candidate that takes longer runs once a round
 
 
-def best(f: Any, rounds: int = 7) -> float:
-    """The shortest of some runs, in seconds."""
-    jax.block_until_ready(f())
+def best(f: Any, *args: Any, rounds: int = 7) -> float:
+    """The shortest of some runs, in seconds. What is passed is no constant that XLA may fold."""
+    jax.block_until_ready(f(*args))
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
-        jax.block_until_ready(f())
+        jax.block_until_ready(f(*args))
         times.append(time.perf_counter() - start)
     return min(times)
 
@@ -51,11 +55,11 @@ def best(f: Any, rounds: int = 7) -> float:
 def peaks() -> dict[str, float]:
     """What the machine can do, as measured: bytes a second read, operations a second by dtype."""
     x = jnp.ones(1 << 27, jnp.float32)  # 512 MiB
-    found = {"bytes": x.nbytes / best(jax.jit(lambda: x.sum()))}
+    found = {"bytes": x.nbytes / best(jax.jit(jnp.sum), x)}
     n = 2048
     for kind in ("float32", "float64"):
         a = jnp.asarray(np.random.default_rng(0).standard_normal((n, n)), kind)
-        found[kind] = 2 * n**3 / best(jax.jit(lambda a=a: a @ a))
+        found[kind] = 2 * n**3 / best(jax.jit(jnp.matmul), a, a)
     if "varax_peak_int8" in native.handlers():
         found["int8"] = peak_int8(1 << 20)
     return found
@@ -78,12 +82,61 @@ def limit(entry: Entry, peak: dict[str, float]) -> float | None:
     return max(parts) if parts else None
 
 
-def timed(entry: Entry, rounds: int) -> dict[str, Runs]:
+def difference(got: Any, expected: Any) -> float:
+    """Root mean square of the difference by that of what is expected, the greatest of the leaves."""
+    ours, theirs = jax.tree.leaves(expected), jax.tree.leaves(got)
+    if len(ours) != len(theirs):
+        raise ValueError(f"returns {len(theirs)} arrays where varax returns {len(ours)}")
+    found = 0.0
+    for a, b in zip(theirs, ours, strict=True):
+        a, b = (np.asarray(x, np.float64) for x in (a, b))
+        if a.shape != b.shape:
+            raise ValueError(f"returns an array of shape {a.shape} where varax's has {b.shape}")
+        size = np.sqrt(np.mean(b**2)) if b.size else 0.0
+        found = max(found, float(np.sqrt(np.mean((a - b) ** 2)) / size) if size else abs(a).max())
+    return found
+
+
+def agreeing(entry: Entry, say: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, float]]:
+    """The candidates that compute what varax does, and by how much they differ from it."""
+    candidates, errors = entry.make(), {}
+    ours = candidates["varax"]()
+    for name in list(candidates):
+        try:
+            errors[name] = difference(candidates[name](), ours)
+            reason = f"differs by {errors[name]:.2g}"
+        except Exception as error:  # a peer's, of any kind: a row less, and a line that says so
+            if name in OWN:
+                raise
+            errors[name], reason = np.inf, f"{type(error).__name__}: {str(error)[:200]}"
+        if not errors[name] <= entry.tolerance:
+            if name in OWN:
+                raise AssertionError(f"{title(entry)}: {name} {reason}")
+            say(f"  {title(entry)}: {name} is left out, {reason}")
+            del candidates[name]
+    return candidates, errors
+
+
+def title(entry: Entry) -> str:
+    return f"{entry.operation} {entry.what} {entry.size}"
+
+
+def timed(entry: Entry, candidates: dict[str, Any], rounds: int) -> dict[str, Runs]:
     """All candidates of an entry, in turns."""
-    candidates = entry.make()
-    slowest = max(best(f, 1) for f in candidates.values())
+    slowest = max(best(f, rounds=1) for f in candidates.values())
     calls = 1 if slowest > SLOW / 10 else entry.calls
     return interleaved(candidates, 3 if slowest > SLOW else rounds, calls)
+
+
+def row(entry: Entry, name: str, run: Runs, ours: Runs, error: float, floor: float | None) -> Any:
+    """A line of the table."""
+    wall, cpu = (statistics.median(x) for x in (run.wall, run.cpu))
+    times = (f"{wall * 1e3:.3g}", f"{cpu * 1e3:.3g}")
+    if name == "varax":
+        share = "" if floor is None else f"{100 * floor / wall:.0f} %"
+        return (title(entry), name, *times, "1", share, "")
+    low, mid, high = quartiles([a / b for a, b in zip(run.wall, ours.wall, strict=True)])
+    return ("", name, *times, f"{mid:.2f} ({low:.2f} - {high:.2f})", "", f"{error:.0e}")
 
 
 def entries(quick: bool) -> list[Entry]:
@@ -109,25 +162,18 @@ def main() -> None:
     )
     rows = []
     for entry in entries(report.quick):
-        if report.options.only not in f"{entry.operation} {entry.what} {entry.size}":
+        if report.options.only not in title(entry):
             continue
-        runs = timed(entry, QUICK_ROUNDS if report.quick else ROUNDS)
-        ours = runs["varax"]
+        candidates, errors = agreeing(entry, report.say)
+        runs = timed(entry, candidates, QUICK_ROUNDS if report.quick else ROUNDS)
         floor = limit(entry, peak)
-        for name, run in runs.items():
-            low, mid, high = quartiles([a / b for a, b in zip(run.wall, ours.wall, strict=True)])
-            ratio = "1" if name == "varax" else f"{mid:.2f} ({low:.2f} - {high:.2f})"
-            share = (
-                f"{100 * floor / statistics.median(run.wall):.0f} %"
-                if floor is not None and name == "varax"
-                else ""
-            )
-            head = f"{entry.operation} {entry.what} {entry.size}" if name == "varax" else ""
-            ms = [statistics.median(x) * 1e3 for x in (run.wall, run.cpu)]
-            rows.append((head, name, f"{ms[0]:.3g}", f"{ms[1]:.3g}", ratio, share))
-        print(f"  {entry.operation} {entry.what} {entry.size} done", flush=True)
+        new = [row(entry, k, run, runs["varax"], errors[k], floor) for k, run in runs.items()]
+        print("\n".join("  " + "  ".join(filter(None, r)) for r in new), flush=True)
+        rows += new
+        del candidates
         jax.clear_caches()
-    report.table(("operation", "candidate", "wall ms", "CPU ms", "x varax", "of limit"), rows)
+    head = ("operation", "candidate", "wall ms", "CPU ms", "x varax", "of limit", "error")
+    report.table(head, rows)
     report.close()
 
 
