@@ -81,7 +81,8 @@ def _pgmax(n: int, coupling: float) -> Callable[[Any], Any] | None:
         def run(unary: Any) -> Any:
             arrays = inferer.init(evidence_updates={variables: unary.reshape(n, n, 2)})
             arrays = inferer.run(arrays, num_iters=SWEEPS, damping=0.0, temperature=1.0)
-            return next(iter(infer.get_marginals(inferer.get_beliefs(arrays)).values()))
+            marginals = infer.get_marginals(inferer.get_beliefs(arrays))
+            return next(iter(marginals.values())).reshape(n * n, 2)
 
         run(jnp.zeros((n * n, 2)))
     except Exception as error:  # its internals on a newer JAX: a row less, and a line that says so

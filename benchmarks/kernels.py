@@ -83,7 +83,7 @@ def limit(entry: Entry, peak: dict[str, float]) -> float | None:
 
 
 def difference(got: Any, expected: Any) -> float:
-    """Root mean square of the difference by that of what is expected, the greatest of the leaves."""
+    """Root mean square of the difference by that of what is expected, of the worst leaf."""
     ours, theirs = jax.tree.leaves(expected), jax.tree.leaves(got)
     if len(ours) != len(theirs):
         raise ValueError(f"returns {len(theirs)} arrays where varax returns {len(ours)}")
