@@ -46,7 +46,7 @@ def stencil(unary: Any, coupling: float) -> Any:
             jnp.pad(through(belief - up)[1:], ((0, 1), (0, 0))),
         )
 
-    messages = jax.lax.fori_loop(0, SWEEPS, sweep, (jnp.zeros((n, n)),) * 4)
+    messages = jax.lax.fori_loop(0, SWEEPS, sweep, (jnp.zeros_like(field),) * 4)
     odds = (field + sum(messages)).reshape(-1)
     return jax.nn.sigmoid(jnp.stack([-odds, odds], 1))
 

@@ -140,7 +140,12 @@ def smoother(n: int, steps: int) -> Callable[[], dict[str, Callable[[], Any]]]:
 
 
 def timed(f: Any, model: Any, moving: tuple[int, ...], gradient: bool) -> Callable[[], Any]:
-    function = jax.jit(jax.value_and_grad(f, argnums=moving) if gradient else f)
+    """The compiled call. Of derivatives in covariances only the symmetric part has a meaning."""
+
+    def symmetric(y: Any, A: Any, Q: Any, H: Any, R: Any, m0: Any, P0: Any) -> Any:
+        return f(y, A, (Q + Q.T) / 2, H, R, m0, (P0 + P0.T) / 2)
+
+    function = jax.jit(jax.value_and_grad(symmetric, argnums=moving) if gradient else f)
     return lambda: function(*model)
 
 
