@@ -51,6 +51,7 @@ def dense(module):
 # ---- the module
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_a_quantized_module_computes_what_its_weights_say(scheme):
     small, x = vx.quantize(net(), scheme), inputs()
@@ -61,12 +62,12 @@ def test_a_quantized_module_computes_what_its_weights_say(scheme):
     close(jax.vmap(small)(x), expected)
     close(eqx.filter_jit(lambda m, x: jax.vmap(m)(x))(small, x), expected)
     close(jax.jit(jax.vmap(small))(x), expected)
-    twice = jax.vmap(jax.vmap(small, 1), 1)(x.reshape(5, 6, 5).transpose(2, 0, 1))
+    twice = jax.jit(jax.vmap(jax.vmap(small, 1), 1))(x.reshape(5, 6, 5).transpose(2, 0, 1))
     close(twice, expected.reshape(5, 6, 3))
     close(jax.lax.map(small, x), expected)
-    slope = jax.vmap(jax.grad(lambda x: plain(x).sum()))(x)
+    slope = jax.jit(jax.vmap(jax.grad(lambda x: plain(x).sum())))(x)
     close(jax.jit(jax.vmap(jax.grad(lambda x: small(x).sum())))(x), slope)
-    close(jax.jacfwd(small)(x[0]), jax.jacfwd(plain)(x[0]))
+    close(jax.jit(jax.jacfwd(small))(x[0]), jax.jit(jax.jacfwd(plain))(x[0]))
 
 
 def test_int8_activations_are_near_and_have_the_derivative_without_rounding():
@@ -221,6 +222,7 @@ def trained():
     return nets, vae_quantized.codes(nets, jnp.asarray(train), KEY)
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_gptq_is_at_most_rounding_on_the_decoder(bits):
     nets, z = trained()
@@ -235,7 +237,7 @@ def test_gptq_is_at_most_rounding_on_the_decoder(bits):
 
 
 def test_programs_with_quantized_networks_are_programs():
-    """Densities, bounds and their gradients: an encoder is trained against a quantized decoder."""
+    """Densities; and bounds and their gradients, in the next test."""
     nets, z = trained()
     small = {**nets, "decoder": vx.quantize(nets["decoder"], Scheme(bits=8))}
     images = jnp.asarray(vae.data()[1][:8])
@@ -243,6 +245,12 @@ def test_programs_with_quantized_networks_are_programs():
     near = jax.vmap(lambda z, x: vae.decoder(small["decoder"]).log_density({"z": z, "x": x}))
     np.testing.assert_allclose(near(z[:8], images), exact(z[:8], images), atol=1.0)
 
+
+@pytest.mark.slow
+def test_an_encoder_is_trained_against_a_quantized_decoder():
+    nets, _ = trained()
+    small = {**nets, "decoder": vx.quantize(nets["decoder"], Scheme(bits=8))}
+    images = jnp.asarray(vae.data()[1][:8])
     params, static = eqx.partition(nets["encoder"], eqx.is_inexact_array)
 
     def slope(decoder):
@@ -255,6 +263,14 @@ def test_programs_with_quantized_networks_are_programs():
     assert jnp.linalg.norm(a - b) < 0.1 * jnp.linalg.norm(b)
 
 
+def test_run_vae_quantized_with_parameters(tmp_path):
+    eqx.tree_serialise_leaves(tmp_path / "nets.eqx", trained()[0])
+    options = ("--params", tmp_path / "nets.eqx", "--schemes", "GPTQ 2", "int2")
+    found = run(vae_quantized, tmp_path, *options)
+    assert found["float32"] > found["GPTQ 2"] > found["int2"]
+
+
+@pytest.mark.slow
 def test_run_vae_quantized(tmp_path, capsys):
     schemes = ["int4", "GPTQ 2", "int2", "HIGGS 2"]
     found = run(vae_quantized, tmp_path, "--steps", 300, "--schemes", *schemes)
