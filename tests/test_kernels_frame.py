@@ -346,6 +346,21 @@ print(explain(lambda x: op(x), jnp.ones(2), platform="cpu").uses[0].chosen)
     assert "xla" in in_a_process(code, VARAX_KERNELS="twice=xla").stdout
 
 
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("kalman_filtre=xla", r"(?s)no operation kalman_filtre.*hmm_filter.*kalman_filter"),
+        ("kalman_filter=nativ", r"(?s)kalman_filter has not this.*native, .*xla.*nativ"),
+        ("nativ", r"(?s)No operation has this implementation.*native, .*xla.*nativ"),
+        ("hmm_filter=xla, twice=xla", "no operation twice"),
+    ],
+)
+def test_a_typo_in_the_environment_is_an_error(monkeypatch, text, match):
+    monkeypatch.setenv("VARAX_KERNELS", text)
+    with pytest.raises(NoSuchImplementationError, match=match):
+        kernels.hmm_filter(jnp.ones(1), jnp.ones((1, 1)), jnp.zeros((3, 1)))
+
+
 def test_lanes_of_a_mapped_operation_answer_for_themselves(toy):
     """The score of a lane's choice meets its own lane's cost: the variance does not grow."""
     lanes = 64
