@@ -75,11 +75,8 @@ CASES = [
 # Programs that are parallel in time take long to compile, the longer the chain the longer.
 IN_PARALLEL = [
     filter_case("varying-9x3", chain(9, 3, varying=True)),
-    filter_case("1x3", chain(1, 3)),
     filter_case("excluding-9x4", excluding(9, 4)),
-    *(c for c in CASES if c.name in ("excluding", "varying-40x5")),
-    filter_case("vmap-shared-7x3", chain(7, 3, batch=((), (), (5,))), (None, None, 0)),
-    *(c for c in CASES if c.name == "vmap-shared"),
+    *(c for c in CASES if c.name in ("1x3", "excluding", "varying-40x5", "vmap-shared")),
 ]
 
 SMOOTHER_CASES = [

@@ -37,7 +37,7 @@ def operands(steps=6, states=3, dtype=jnp.float64, **options):
 TRIED = [(case, np.float32) for case in CASES] + [(case, np.float64) for case in CASES[1::2]]
 
 
-@pytest.mark.thin(8)
+@pytest.mark.thin(10)
 @pytest.mark.parametrize("implementation", [NATIVE])
 @pytest.mark.parametrize(("case", "dtype"), [*TRIED, *((c, np.float64) for c in SMOOTHER_CASES)])
 def test_filter(case, implementation, dtype):
@@ -45,14 +45,14 @@ def test_filter(case, implementation, dtype):
         kernel_checks.check(case, implementation, dtype)
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("case", IN_PARALLEL, ids=str)
 def test_filter_in_parallel(case):
     with jax.enable_x64(True):
         kernel_checks.check(case, "parallel", np.float32)
 
 
-@pytest.mark.thin(5)
+@pytest.mark.thin(7)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("implementation", [NATIVE])
 @pytest.mark.parametrize("case", VITERBI_CASES, ids=str)
@@ -76,6 +76,7 @@ def enumerated(initial, transitions, logs):
     return paths, score
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("implementation", EVERY)
 @pytest.mark.parametrize("varying", [False, True])
 def test_all_paths(implementation, varying):
@@ -187,6 +188,7 @@ def test_second_derivatives_are_the_definitions(implementation):
             np.testing.assert_allclose(a, b, atol=1e-10)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("implementation", EVERY)
 def test_impossible_data(implementation):
     with kernels.using(hmm_filter=implementation):
