@@ -53,6 +53,16 @@ def covariance_kernels(module):
             yield f"{name} adjoint", pull, (f32(n, p), f32(m, p), f32(n, k), f32(m, k), alpha)
 
 
+def hmm_kernels(module, *sizes):
+    for steps, states, chains in ((5, 3, 7), (300, 8, 300), *sizes):
+        numbers, rows = f32(steps, states, chains), f32(steps, chains)
+        square, name = f32(states, states), f"hmm {steps}x{states}x{chains}"
+        yield f"{name} value", module.forward, (f32(states, chains), square, numbers)
+        back = (square, numbers, numbers, rows, rows, f32(chains))
+        yield f"{name} adjoint", lambda *a: module.backward(*a, None), back
+        yield f"{name} adjoint of all", module.backward, (*back, numbers)
+
+
 def quantized_kernels(module, groups):
     for bits in (4, 8):
         for dtype, parts in ((jnp.bfloat16, 3), (jnp.bfloat16, 1), (jnp.int8, 1)):
@@ -79,6 +89,12 @@ def _symmetric(matmul, statics, x, packed, scales):
 
 
 def wrong_on_tpu():
+    from varax.kernels.pallas import hmm_tpu
+
+    class Five(hmm_tpu.Blocks):
+        def of(self, steps, states):
+            return 5
+
     def call(body, shape, block, **more):
         return pl.pallas_call(
             body,
@@ -105,6 +121,11 @@ def wrong_on_tpu():
         "wrong: an operation that Mosaic has not",
         call(sort, (16, 128), (8, 128)),
         (f32(16, 128),),
+    )
+    yield (
+        "wrong: blocks of five steps",
+        functools.partial(hmm_tpu.forward, blocks=Five()),
+        (f32(3, 256), f32(3, 3), f32(20, 3, 256)),
     )
     large = (2 * 8192, 8192)
     yield "wrong: more than the vector memory", call(double, large, (8192, 8192)), (f32(*large),)
@@ -145,6 +166,7 @@ def wrong_on_gpu():
 def main(target):
     if target == "sm_90a":
         from varax.kernels.pallas import covariance_gpu as covariance
+        from varax.kernels.pallas import hmm_gpu as hmm
         from varax.kernels.pallas import quantized_gpu as quantized
 
         platform, wrong = "cuda", wrong_on_gpu
@@ -153,13 +175,18 @@ def main(target):
         )
     else:
         from varax.kernels.pallas import covariance_tpu as covariance
+        from varax.kernels.pallas import hmm_tpu as hmm
         from varax.kernels.pallas import quantized_tpu as quantized
 
         platform, wrong = "tpu", wrong_on_tpu
         topology = topologies.get_topology_desc(topology_name=target, platform="tpu")
     where = jax.sharding.SingleDeviceSharding(topology.devices[0])
     groups = (0, 32, 128) if target in ("v5e:2x2", "sm_90a") else (128,)
-    right = (*covariance_kernels(covariance), *quantized_kernels(quantized, groups))
+    right = (
+        *covariance_kernels(covariance),
+        *quantized_kernels(quantized, groups),
+        *hmm_kernels(hmm, *((20, 256, 130),) * (platform == "tpu")),
+    )
     for name, f, structs in (*right, *wrong()):
         structs = [jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where) for s in structs]
         error = None

@@ -24,7 +24,7 @@ from .chain_parallel import parallel_adjoint, parallel_value
 from .chain_steps import (
     MOST,
     attributes,
-    blocked_sum,
+    evidence_of,
     gains_and_weights,
     shift_of,
     suffix,
@@ -60,8 +60,7 @@ def filter_saving(initial: Any, transitions: Any, log_likelihoods: Any) -> Any:
     _, rest = jax.lax.scan(after, first[0], (log_likelihoods[1:], varying))
     kept = tuple(jnp.concatenate([f[None], r]) for f, r in zip(first, rest, strict=True))
     filtered, shift, scale = kept
-    logs = jnp.where(scale == 0, -jnp.inf, jnp.log(jnp.where(scale == 0, 1, scale)))
-    return (blocked_sum(shift) + blocked_sum(logs), filtered), kept
+    return (evidence_of(shift, scale), filtered), kept
 
 
 def filter_adjoint(operands: Any, residuals: Any, cotangents: Any) -> Any:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from ..frame import Call
 from ..frame.operation import mapped
-from .chain_steps import MOST, blocked_sum, gains_and_weights, shift_of, transitions_bar_of
+from .chain_steps import MOST, evidence_of, gains_and_weights, shift_of, transitions_bar_of
 
 Stretch = tuple[jax.Array, jax.Array]  # r [..., K], N [..., K, K]
 
@@ -59,8 +59,7 @@ def _filter(initial: Any, transitions: Any, logs: Any) -> Any:
     joint = predicted * jnp.exp(jnp.minimum(logs - shift[:, None], MOST))
     scale = joint.sum(1)
     filtered = joint / _or_one(scale)[:, None]
-    terms = jnp.where(scale == 0, -jnp.inf, jnp.log(_or_one(scale)))
-    return (blocked_sum(shift) + blocked_sum(terms), filtered), (filtered, shift, scale)
+    return (evidence_of(shift, scale), filtered), (filtered, shift, scale)
 
 
 def _or_one(x: Any) -> Any:

@@ -13,11 +13,15 @@ from ..frame import Call
 MOST = 80.0  # exp(80) is finite in float32; only states that are out of reach get there
 
 
-def shift_of(predicted: Any, logs: Any) -> Any:
-    """What to subtract from the log likelihoods of a step before they are exponentiated."""
-    top = _finite(logs.max())
-    usual = (predicted * jnp.exp(logs - top)).sum() > _tiny(logs.dtype)
-    reachable = _finite(jnp.where(predicted > 0, logs, -jnp.inf).max())
+def shift_of(predicted: Any, logs: Any, axis: int | None = None) -> Any:
+    """What to subtract from the log likelihoods of a step before they are exponentiated.
+
+    With `axis`, that of the states, for a chain in each place of the other axes; it is kept.
+    """
+    keep = axis is not None
+    top = _finite(logs.max(axis, keepdims=keep))
+    usual = (predicted * jnp.exp(logs - top)).sum(axis, keepdims=keep) > least_usual(logs.dtype)
+    reachable = _finite(jnp.where(predicted > 0, logs, -jnp.inf).max(axis, keepdims=keep))
     return jax.lax.stop_gradient(jnp.where(usual, top, reachable))
 
 
@@ -25,8 +29,15 @@ def _finite(x: Any) -> Any:
     return jnp.where(jnp.isfinite(x), x, 0)
 
 
-def _tiny(dtype: Any) -> float:
-    return float(jnp.finfo(dtype).tiny) ** 0.4  # underflow below it is lost in rounding above it
+def evidence_of(shift: Any, scale: Any) -> Any:
+    """log p(x_1..N) from the shifts and scales of all steps."""
+    logs = jnp.where(scale == 0, -jnp.inf, jnp.log(jnp.where(scale == 0, 1, scale)))
+    return blocked_sum(shift) + blocked_sum(logs)
+
+
+def least_usual(dtype: Any) -> float:
+    """Of joint probabilities that sum to more, what underflows is lost in rounding anyway."""
+    return float(jnp.finfo(dtype).tiny) ** 0.4
 
 
 def blocked_sum(x: Any) -> Any:

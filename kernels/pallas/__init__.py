@@ -9,11 +9,12 @@ backend JAX removes.
 |---|---|---|---|
 | covariance_matmul | `covariance` | value, adjoint | value, adjoint |
 | quantized_matmul | `quantized` | value | value |
+| hmm_filter (batches) | `hmm` | value, adjoint | value, adjoint |
 
 `capability` says for which GPUs code is lowered.
 """
 
-from . import covariance, quantized
+from . import covariance, hmm, quantized
 from .capability import cuda_capability
 
-__all__ = ["covariance", "quantized", "cuda_capability"]
+__all__ = ["covariance", "hmm", "quantized", "cuda_capability"]
