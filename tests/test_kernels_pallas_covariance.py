@@ -42,13 +42,14 @@ def case(name, kind, n, m, d, k, axes=None, offset=0.0, scale=1.0):
 
 
 CASES = [
+    case("blocks", "rational_quadratic", 260, 520, 1, 1),
+    case("shared-x", "periodic", 6, 5, 2, 2, axes=(None, 0, 0, None, None, 0)),
+]
+MORE = [
     *(case("small", kind, 5, 7, 2, 2) for kind in KINDS),
     case("blocks", "matern32", 300, 600, 3, 3),
     case("one", "matern32", 1, 1, 1, 1),
     case("batch", "matern52", 6, 5, 2, 2, axes=(0, 0, 0, 0, 0, None)),
-    case("shared-x", "periodic", 6, 5, 2, 2, axes=(None, 0, 0, None, None, 0)),
-]
-MORE = [
     *(case("blocks", kind, 300, 600, 3, 3) for kind in KINDS if kind != "matern32"),
     case("far", "matern52", 40, 30, 2, 1, offset=1e4),
     case("wide", "rbf", 9, 130, 20, 130),
@@ -61,7 +62,6 @@ def check_on_tpu(case):
         kernel_checks.check(case, name, jnp.float32)
 
 
-@pytest.mark.thin(3)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_tpu_kernel_equals_the_definition(case):
     check_on_tpu(case)
@@ -73,6 +73,29 @@ def test_the_tpu_kernel_equals_the_definition_in_more_cases(case):
     check_on_tpu(case)
 
 
+def absolute_sums(kind, batched, operands, cotangent):
+    """Sum over i, j of the absolute value of what entry K_ij adds to each result.
+
+    K v adds K_ij v_jk; the cotangent of theta adds (dK_ij / dtheta) w_ij, w = c v^T. In float32 an
+    entry and its slope are wrong by some units of rounding of their own size, and so is each sum.
+    """
+
+    def one(x, y, v, scale, variance, extra, c):
+        def matrix(x, y, scale, variance, extra):
+            unit = jnp.eye(y.shape[0])
+            return covariance.operation.definition(x, y, unit, scale, variance, extra, kind=kind)[0]
+
+        at = (x, y, scale, variance, extra)
+        k, w = abs(matrix(*at)), abs(c) @ abs(v).T
+        slopes = jax.jacobian(matrix, (0, 1, 2, 3, 4))(*at)
+        of_x, of_y, *rest = (jnp.tensordot(w, abs(slope), 2) for slope in slopes)
+        return k @ abs(v), of_x, of_y, k.T @ abs(c), *rest
+
+    axes = [0 if has else None for has in batched] + [0 if any(batched) else None]
+    f = jax.vmap(one, axes) if any(batched) else one
+    return [np.asarray(x) for x in jax.jit(f)(*map(jnp.asarray, (*operands, cotangent)))]
+
+
 def gpu(kind, n, m, d, k, batched=None):
     rng = np.random.default_rng(0)
     batched = batched or (False,) * 6
@@ -80,20 +103,20 @@ def gpu(kind, n, m, d, k, batched=None):
     operands = [
         rng.standard_normal((2,) * has + shape) for has, shape in zip(batched, shapes, strict=True)
     ]
-    operands[2] = abs(operands[2])
     operands[3:] = [np.exp(0.3 * x) for x in operands[3:]]
     with jax.enable_x64(True):
-        pallas_forms.check_interpreted_gpu(covariance, operands, batched, kind=kind)
+        sizes = functools.partial(absolute_sums, kind, batched)
+        pallas_forms.check_interpreted_gpu(covariance, operands, batched, sizes, kind=kind)
 
 
-@pytest.mark.parametrize("kind", ["matern12", "rational_quadratic"])
+@pytest.mark.parametrize("kind", ["rational_quadratic"])
 def test_the_gpu_kernel_equals_the_definition(kind):
     gpu(kind, 5, 7, 2, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [(70, 50, 3, 6), (1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("size", [(5, 7, 2, 2), (70, 50, 3, 6), (1, 1, 1, 1)], ids=str)
 def test_the_gpu_kernel_equals_the_definition_in_more_cases(kind, size):
     gpu(kind, *size)
 
