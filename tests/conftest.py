@@ -13,7 +13,7 @@ SERIAL_CPU = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if version("jaxlib").startswith("0.10."):
     # On few cores, two independent batched LAPACK calls in one program can wait for each other
     # for ever. Later jaxlibs do not hang; a flag that XLA does not know would abort the process.
@@ -35,16 +35,27 @@ def x64(request):
 
 @pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` looks at the marks
 def pytest_collection_modifyitems(items):
-    """Of long tests, `make test` runs the float32 form only, or every n-th variant."""
-    seen = collections.Counter()
+    """`make test` runs a part of what repeats; `make test-all` runs everything.
+
+    Of a long test, the float32 form only or every n-th variant, as its marks say. A test that has
+    both precisions and other variants runs each of these in one precision, in turn.
+    """
+    seen, turns = collections.Counter(), collections.defaultdict(dict)
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
+        name, _, variant = item.nodeid.partition("[")
         if (thin := item.get_closest_marker("thin")) is not None:
-            name = item.nodeid.partition("[")[0]
             if seen[name] % thin.args[0]:
                 item.add_marker(pytest.mark.slow)
             seen[name] += 1
-        if item.get_closest_marker("slow_in_float64") and params.get("x64"):
+        if item.get_closest_marker("slow_in_float64"):
+            skipped = params.get("x64")
+        elif "x64" in params and len(params) > 1:
+            turn = turns[name].setdefault(variant.replace("float64", "float32"), len(turns[name]))
+            skipped = params["x64"] != turn % 2
+        else:
+            skipped = False
+        if skipped:
             item.add_marker(pytest.mark.slow)
 
 
