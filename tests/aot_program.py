@@ -63,9 +63,9 @@ def hmm_kernels(module, *sizes):
         yield f"{name} adjoint of all", module.backward, (*back, numbers)
 
 
-def quantized_kernels(module, groups):
+def quantized_kernels(module, groups, integers=True):
     for bits in (4, 8):
-        for dtype, parts in ((jnp.bfloat16, 3), (jnp.bfloat16, 1), (jnp.int8, 1)):
+        for dtype, parts in ((jnp.bfloat16, 3), (jnp.bfloat16, 1), (jnp.int8, 1))[: 2 + integers]:
             for rows, inputs, outputs, group in ((1, 300, 130, g) for g in groups):
                 if group == 32 and module.__name__.endswith("gpu"):
                     continue  # refused there
@@ -184,7 +184,7 @@ def main(target):
     groups = (0, 32, 128) if target in ("v5e:2x2", "sm_90a") else (128,)
     right = (
         *covariance_kernels(covariance),
-        *quantized_kernels(quantized, groups),
+        *quantized_kernels(quantized, groups, integers=not target.startswith("v4")),  # refused
         *hmm_kernels(hmm, *((20, 256, 130),) * (platform == "tpu")),
     )
     for name, f, structs in (*right, *wrong()):

@@ -1,6 +1,7 @@
 """The Pallas forms of quantized_matmul, interpreted, by the rule that all implementations obey."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pallas_forms
 import pytest
 
 from varax import kernels
-from varax.kernels.pallas import cuda_capability, packed_layout, quantized
+from varax.kernels.pallas import capability, cuda_capability, packed_layout, quantized
 from varax.kernels.quant.layout import pack
 from varax.kernels.quant.packed import PackedWeights
 from varax.kernels.quant.product import quantized_matmul
@@ -147,3 +148,12 @@ def test_what_is_refused():
         assert "symmetric weights alone" in reason("cuda", asymmetric=True)
     with cuda_capability("10.0"):
         assert "needs compute capability 9.x" in reason("cuda")
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("TPU v4", True), ("TPU v5 lite", False)])
+def test_old_tpus_have_no_integer_products(monkeypatch, kind, refused):
+    def devices(platform):
+        return [types.SimpleNamespace(device_kind=kind)]
+
+    monkeypatch.setattr(capability.jax, "devices", devices)
+    assert bool(capability.no_integer_products()) == refused

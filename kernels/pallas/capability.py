@@ -69,6 +69,16 @@ def too_old(*, wgmma: bool = False) -> str | None:
     return None
 
 
+def no_integer_products() -> str | None:
+    """Why not to multiply int8 on the TPUs at hand, or None: v4 and older have no units for it."""
+    try:
+        kinds = sorted({device.device_kind for device in jax.devices("tpu")})
+    except RuntimeError:  # there are none
+        return None
+    old = [kind for kind in kinds if kind in ("TPU v2", "TPU v3", "TPU v4")]
+    return f"needs matrix units for int8, which a {old[0]} has not" if old else None
+
+
 def _parsed(version: str) -> tuple[int, int]:
     major, _, minor = str(version).partition(".")
     if not (major.isdigit() and (minor or "0").isdigit()):

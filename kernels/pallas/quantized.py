@@ -20,7 +20,7 @@ from ..frame import Call, Implementation
 from ..quant.layout import padded_inputs
 from ..quant.product import OPERATION as operation
 from ..quant.product import quantized_rows
-from .capability import too_old
+from .capability import no_integer_products, too_old
 from .limits import only_float32, some_size_is_zero
 from .packed_layout import split
 
@@ -32,7 +32,7 @@ def form(backend: str, name: str = "pallas", platform: str = "", interpret: Any 
     """The implementation for "tpu" or "cuda"; on another platform where it is interpreted."""
 
     def refuse(call: Call) -> str | None:
-        old = too_old(wgmma=True) if backend == "cuda" and interpret is None else None
+        old = _old(call, backend) if interpret is None else None
         return old or only_float32(call) or some_size_is_zero(call) or _not_served(call, backend)
 
     @functools.cache
@@ -54,6 +54,13 @@ def form(backend: str, name: str = "pallas", platform: str = "", interpret: Any 
         return (jax.vmap(one, [0 if has else None for has in call.batched])(*operands),), ()
 
     return Implementation(name, (platform or backend,), value, refuse=refuse)
+
+
+def _old(call: Call, backend: str) -> str | None:
+    """What the hardware lacks."""
+    if backend == "cuda":
+        return too_old(wgmma=True)
+    return no_integer_products() if call.statics["activations"] == "int8" else None
 
 
 def _value(
