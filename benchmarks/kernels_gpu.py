@@ -27,6 +27,7 @@ import numpy as np
 from varax import kernels
 from varax.kernels.gp import covariance_matmul
 from varax.kernels.gp.profiles import covariance
+from varax.kernels.mp import hmm_filter
 from varax.kernels.pallas import capability
 from varax.kernels.quant.packed import PackedWeights
 from varax.kernels.quant.product import quantized_matmul
@@ -115,6 +116,37 @@ def quantized_entries(quick: bool) -> list[Any]:
     return entries
 
 
+def hmm_entries(quick: bool) -> list[Any]:
+    """Batches of chains: evidence and filtered probabilities, and smoothed ones as a gradient."""
+    entries = []
+    for chains, steps, states in [(256, 200, 3), (4096, 1000, 4), (4096, 1000, 8)][
+        : 1 if quick else 3
+    ]:
+        rng = np.random.default_rng(0)
+        arrays = (
+            rng.dirichlet(np.ones(states)),
+            rng.dirichlet(np.ones(states), size=states),
+            rng.standard_normal((chains, steps, states)),
+        )
+        value = jax.vmap(hmm_filter, (None, None, 0))
+
+        def smoothed(initial: Any, transitions: Any, logs: Any, value: Any = value) -> Any:
+            return jax.grad(lambda logs: value(initial, transitions, logs)[0].sum())(logs)
+
+        def terms(initial: Any, transitions: Any, logs: Any) -> Any:
+            return abs(logs).max(2).sum(1) + logs.shape[1], jnp.ones_like(logs)
+
+        def probabilities(initial: Any, transitions: Any, logs: Any) -> Any:
+            return jnp.ones_like(logs)
+
+        size, moved = f"B={chains} N={steps} K={states}", 4 * chains * steps * (2 * states)
+        entries += [
+            ("hmm_filter", "value", size, value, terms, arrays, moved, None),
+            ("hmm_filter", "gradient", size, smoothed, probabilities, arrays, None, None),
+        ]
+    return entries
+
+
 def absolute_products(weights: PackedWeights, x: Any) -> Any:
     return abs(x) @ abs(weights.dequantize())
 
@@ -182,6 +214,7 @@ def main() -> int:
     for operation, what, size, f, terms, arrays, moved, work in [
         *covariance_entries(quick),
         *quantized_entries(quick),
+        *hmm_entries(quick),
     ]:
         forms = {name: compiled(f, name) for name in ("pallas", "xla")}
         line = f"{operation:18} {what:9} {size:34}"

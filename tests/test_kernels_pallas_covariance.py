@@ -134,6 +134,7 @@ def test_a_nan_stays_in_its_row():
     assert (np.isnan(np.asarray(out)[:, 0]) == (np.arange(6) == 2)).all()
 
 
+@pytest.mark.slow_in_float64
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_profiles_are_those_of_the_definition(kind, x64):
     from varax.kernels.gp.profiles import profile
