@@ -76,9 +76,12 @@ def test_the_compilers_own_words_are_kept(tmp_path, monkeypatch):
 def test_the_sanitizers_find_nothing(tmp_path):
     """Every case through the native forms, in a process with AddressSanitizer and UBSan."""
     library = build.build(tmp_path / "libvarax.so", sanitize=True, objects=tmp_path / "objects")
-    runtime = subprocess.run(
-        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    runtime, standard = (  # without the second, the first finds no way to throw
+        subprocess.run(
+            ["g++", f"-print-file-name={name}.so"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan", "libstdc++")
+    )
     assert ctypes.util.find_library("asan") or Path(runtime).exists()
     files = sorted(str(f) for f in HERE.glob("test_kernels_*.py") if f != Path(__file__))
     files = [f for f in files if "frame" not in f]
@@ -87,7 +90,7 @@ def test_the_sanitizers_find_nothing(tmp_path):
         env=os.environ
         | {
             "VARAX_NATIVE_LIBRARY": str(library),
-            "LD_PRELOAD": runtime,
+            "LD_PRELOAD": f"{runtime} {standard}",
             "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
             "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         },
