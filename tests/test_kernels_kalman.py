@@ -192,6 +192,31 @@ def test_nan_propagates(implementation, batch):
         assert jnp.isnan(bad)
 
 
+@NATIVE
+def test_residuals_of_lanes_are_not_taken_for_others():
+    def likelihood(y):
+        return mp.kalman_log_likelihood(y, *scalar_model(20)[1:])
+
+    def pulled(pullback, cotangent):
+        return pullback(cotangent)[0]
+
+    ys, ones = jnp.stack([scalar_model(20)[0]] * 3), jnp.ones(3)
+    with jax.enable_x64(False), kernels.using(kalman_filter="native"):
+        together = jax.vmap(lambda y: jax.vjp(likelihood, y)[1])(ys)
+        apart = jax.lax.map(lambda y: jax.vjp(likelihood, y)[1], ys)
+        right = jax.vmap(pulled)(together, ones)
+        np.testing.assert_array_equal(right[0], right[2])
+        np.testing.assert_allclose(jax.grad(likelihood)(ys[0]), right[0], rtol=1e-5)
+        of_cotangents = jax.vmap(jax.vjp(likelihood, ys[0])[1])(ones)[0]
+        np.testing.assert_array_equal(of_cotangents[1], jax.grad(likelihood)(ys[0]))
+        with pytest.raises(Exception, match="filtered one by one"):
+            jax.block_until_ready(jax.vmap(pulled)(apart, ones))
+        with pytest.raises(Exception, match="inside the same jax.vmap"):
+            jax.block_until_ready(pulled(jax.tree.map(lambda x: x[0], together), 1.0))
+    with kernels.using(kalman_filter="xla"):  # a pullback keeps the implementation of its value
+        np.testing.assert_array_equal(jax.vmap(pulled)(together, ones), right)
+
+
 def test_bfloat16_goes_in_and_comes_out():
     model = [x.astype(jnp.bfloat16) for x in scalar_model(20)]
     found = mp.kalman_filter(*model)

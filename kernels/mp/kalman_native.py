@@ -3,8 +3,10 @@
 One series is a loop over time whose rows of matrices are vector registers. Of a batch, each lane of
 a vector has a series of its own; the way back then has the moments of every 16th step, and filters
 the steps between again, which is less work than to move all moments through memory. They take the
-place of the gains in the residuals, whose shapes are fixed; the other residuals are zero, and are
-never made where value and adjoint are compiled together. Sums over time are compensated.
+place of the gains in the residuals, whose shapes are fixed; the others are constants, never made
+where value and adjoint are compiled together. Precisions of -1 say that the residuals are of lanes:
+a pullback of series that were filtered one by one, mapped afterwards, or the other way around, is an
+error, not a wrong number. Sums over time are compensated.
 """
 
 from __future__ import annotations
@@ -57,11 +59,12 @@ def value(call: Call, *operands: Any) -> Any:
     if not call.save:
         return outputs, ()
     if lanes:
-        gains, *zeros = (jnp.zeros(x.shape, x.dtype) for x in rest)
+        gains, white, precisions = rest
         flat = found[3].reshape(call.batch, math.prod(found[3].shape[1:]))
         flat = jnp.pad(flat, [(0, 0), (0, steps * n - flat.shape[1])])
         both = found[1:3] if moments else [jnp.zeros(x.shape, x.dtype) for x in filtered]
-        return outputs, (*both, flat.reshape(gains.shape), *zeros)
+        marks = jnp.zeros(white.shape, white.dtype), jnp.full(precisions.shape, -1, white.dtype)
+        return outputs, (*both, flat.reshape(gains.shape), *marks)
     return outputs, tuple(found[1:])
 
 
@@ -74,7 +77,8 @@ def adjoint(call: Call, operands: Any, residuals: Any, cotangents: Any) -> Any:
     if _lanes(call):
         shape = _checkpoints(call).shape
         flat = residuals[2].reshape(call.batch, math.prod(residuals[2].shape[1:]))
-        residuals = (flat[:, : shape[1] * shape[2]].reshape(shape),)
+        mark = residuals[4][:, :1].reshape(-1)  # of the first step, if there is one
+        residuals = (flat[:, : shape[1] * shape[2]].reshape(shape), mark)
     return (*call_native(handler, results, *operands, *residuals, *given, **attributes), None)
 
 

@@ -147,12 +147,14 @@ ffi::Error adjoint(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remaining
   const int64_t moves = std::max<int64_t>(steps - 1, 0);
   if (problem.model.lanes) {
     problem.checkpoint = read.in<T>("checkpoints", n + n * n, checkpoints(steps), true, true);
+    problem.mark = read.in<T>("marks", steps > 0, 0, false, true);
   } else {
     problem.mean = read.in<T>("means", n, steps, true, true);
     problem.cov = read.in<T>("covariances", n * n, steps, true, true);
     problem.gain = read.in<T>("gains", n * m, steps, true, true);
     problem.white = read.in<T>("white", m, steps, true, true);
     problem.precision = read.in<T>("precisions", m * m, steps, true, true);
+    if (m == 1) problem.mark = problem.precision;
   }
   problem.d_log_likelihood = read.in<T>("the log-likelihood's cotangent", 1, 0, false, true, true);
   problem.d_mean = read.in<T>("the means' cotangents", n, steps, true, true, true);
@@ -168,6 +170,12 @@ ffi::Error adjoint(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remaining
   problem.d_d = read.out<T>("d", m, steps, varies[kD]);
   if (read.bad_count()) return ffi::Error::InvalidArgument(read.error);
   if (problem.model.batch == 0) return ffi::Error::Success();
+  if (problem.mark.data && steps > 0)
+    for (int64_t s = 0; s < problem.model.batch; ++s)
+      if ((problem.mark.data[s * problem.mark.series] == T(-1)) != problem.model.lanes)
+        return ffi::Error::InvalidArgument(
+            "kalman: the derivative is mapped over series that were filtered one by one, or the other way around; "
+            "take jax.vjp and call what it returns inside the same jax.vmap");
   if constexpr (sizeof(T) == 4) {
     auto groups = VARAX_PICK(kalman_groups_f32);
     auto run = VARAX_PICK(kalman_adjoint_f32);

@@ -39,7 +39,7 @@ template <class T>
 struct KalmanAdjoint {
   KalmanModel<T> model;
   Strided<const T> mean, cov, gain, white, precision;  // or, for lanes:
-  Strided<const T> checkpoint;
+  Strided<const T> checkpoint, mark;
   Strided<const T> d_log_likelihood, d_mean, d_cov;  // may be absent
   Strided<T> d_y, d_A, d_Q, d_H, d_R, d_m0, d_P0, d_b, d_d;  // step 0: summed over time
 };
