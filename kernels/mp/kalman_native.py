@@ -5,8 +5,8 @@ a vector has a series of its own; the way back then has the moments of every 16t
 the steps between again, which is less work than to move all moments through memory. They take the
 place of the gains in the residuals, whose shapes are fixed; the others are constants, never made
 where value and adjoint are compiled together. Precisions of -1 say that the residuals are of lanes:
-a pullback of series that were filtered one by one, mapped afterwards, or the other way around, is an
-error, not a wrong number. Sums over time are compensated.
+a pullback of series that were filtered one by one, mapped afterwards, or the other way around, is
+an error, not a wrong number. Sums over time are compensated.
 """
 
 from __future__ import annotations
