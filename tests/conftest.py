@@ -37,24 +37,23 @@ def x64(request):
 def pytest_collection_modifyitems(items):
     """`make test` runs a part of what repeats; `make test-all` runs everything.
 
-    Of a long test, the float32 form only or every n-th variant, as its marks say. A test that has
-    both precisions and other variants runs each of these in one precision, in turn.
+    Of a long test, every n-th variant, or none in float64, as its marks say; of what is there in
+    both precisions, one of the two, in turn.
     """
-    seen, turns = collections.Counter(), collections.defaultdict(dict)
+    variants, turns = collections.defaultdict(dict), collections.defaultdict(dict)
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
-        name, _, variant = item.nodeid.partition("[")
+        both = "x64" in params
+        variant = item.nodeid.replace("float64", "float32") if both else item.nodeid
+        skipped = False
         if (thin := item.get_closest_marker("thin")) is not None:
-            if seen[name] % thin.args[0]:
-                item.add_marker(pytest.mark.slow)
-            seen[name] += 1
+            seen = variants[item.nodeid.partition("[")[0]]
+            skipped = seen.setdefault(variant, len(seen)) % thin.args[0] > 0
         if item.get_closest_marker("slow_in_float64"):
-            skipped = params.get("x64")
-        elif "x64" in params and len(params) > 1:
-            turn = turns[name].setdefault(variant.replace("float64", "float32"), len(turns[name]))
-            skipped = params["x64"] != turn % 2
-        else:
-            skipped = False
+            skipped = skipped or params["x64"]
+        elif both and not skipped and item.get_closest_marker("slow") is None:
+            seen = turns[item.path]
+            skipped = params["x64"] != seen.setdefault(variant, len(seen)) % 2
         if skipped:
             item.add_marker(pytest.mark.slow)
 

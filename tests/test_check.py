@@ -184,6 +184,7 @@ def draws_of(using, n=4000, f=program):
 SAMPLED = (strategies.MonteCarlo(4), strategies.Antithetic(4), strategies.QuasiMonteCarlo(4))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("using", [*SAMPLED, strategies.QuasiMonteCarlo(7)], ids=repr)
 def test_sampled_strategies_are_unbiased(using):
     exact = exactly(expectation, tuple(THETA.tolist()))

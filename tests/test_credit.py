@@ -49,6 +49,7 @@ from varax import estimators as est
 from varax.transforms import dependence
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_scores(name):
     right = alone(est.Score(), est.Score(est.LeaveOneOut()), est.Score(0.7))
@@ -61,6 +62,7 @@ def test_more_baselines(name):
     check_program(name, right, alone(NoScore(est.LeaveOneOut(3))))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_enumeration_is_exact(name):
     exact, function = exactly(PROGRAMS[name]), PROGRAMS[name]
@@ -84,6 +86,7 @@ SEVERAL = {  # the addresses that are enumerated
 PAIRS = [(name, address) for name, addresses in SEVERAL.items() for address in addresses]
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("name, address", PAIRS)
 def test_enumeration_beside_scores(name, address):
     scores = [est.Score(), est.Score(est.LeaveOneOut()), est.Score(0.7)]
@@ -99,6 +102,7 @@ def test_a_blind_analysis_is_biased(name, monkeypatch):
     check_program(name, [], alone(est.Score()))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     "name", ["plates_nested", "chain_with_costs", "product_of_plates", "plate_in_a_scan"]
 )

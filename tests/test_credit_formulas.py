@@ -160,6 +160,7 @@ BY_HAND = {
 }
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("baseline", [None, est.LeaveOneOut(RUNS)], ids=["plain", "others"])
 @pytest.mark.parametrize("name", BY_HAND)
 def test_formula(name, baseline, x64):

@@ -153,6 +153,7 @@ def check_random_program(seed, exactly=("", "x", "yx", "zyx"), baselines=(None, 
 SEEDS = [0, 1, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4, 5))]
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_programs(seed):
     with jax.enable_x64(True):

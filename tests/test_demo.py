@@ -70,6 +70,7 @@ def test_vae_reads_like_the_readme():
         assert line in source and line in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("objective", ["elbo", "iwelbo"])
 def test_run_vae_prints_bounds_and_writes_picture_and_parameters(objective, tmp_path, capsys):
     out = tmp_path / "out"

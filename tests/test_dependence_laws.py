@@ -34,6 +34,7 @@ def random_function(seed):
     return composition(rng, [x.shape for x in args], int(rng.integers(3, 8))), args
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("first", range(0, 200, TOGETHER))
 def test_random_compositions(first):
     made = [random_function(seed) for seed in range(first, first + TOGETHER)]
@@ -120,6 +121,7 @@ def mixture(x, y):
     return d.MixtureSameFamily(d.Categorical(logits=x), d.Normal(y, 1.0))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("spec, program", LAWS, ids=name)
 def test_law(spec, program):
     """With the same key an element of a draw changes with its own parameters alone."""

@@ -11,6 +11,7 @@ import varax as vx
 KEY = jax.random.key(0)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("kind", ["mean_field", "full_rank"])
 def test_a_fit_of_an_automatic_guide(kind):
     guide = vx.autoguide(normal(Y), kind)

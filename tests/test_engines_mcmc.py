@@ -67,6 +67,7 @@ def run(sampler, m, engine):
     return sampler(m, KEY, draws=DRAWS, warmup=WARMUP, chains=CHAINS, engine=engine, progress=False)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("engine", ["numpyro", pytest.param("blackjax", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sampler", [vx.nuts, vx.hmc], ids=["nuts", "hmc"])
 def test_the_draws_have_the_posteriors_moments(sampler, engine):
@@ -85,6 +86,7 @@ class NoJacobian(Potential):
         return self._at(u).log_density
 
 
+@pytest.mark.slow
 def test_without_the_jacobian_the_moments_are_wrong():
     m = conjugate(Y)
     m.potential = lambda: NoJacobian(m)

@@ -143,6 +143,7 @@ def gradients(estimator, cost, make, parameters, draws=20_000):
     return np.asarray(jax.jit(jax.vmap(one, (0, None)))(keys, jnp.asarray(parameters, float)))
 
 
+@pytest.mark.slow
 def test_order_of_variances_of_coins():
     """E[sum (b - 0.499)^2] of three coins."""
     estimators = {
@@ -195,6 +196,7 @@ def test_antithetic_pairs_are_worth_more_than_two_draws():
     assert (pair[0] < 0.25 * one[0]).all()
 
 
+@pytest.mark.slow
 def test_more_boosts_leave_less_to_the_score():
     def weight(boosts):
         def log_weight(a, key):
@@ -210,6 +212,7 @@ def test_more_boosts_leave_less_to_the_score():
 # ---- tuning
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("family", ["rebar", "relax"])
 def test_squared_gradient_tunes_the_control(family):
     """sum(gradient^2) is a parabola in what scales the control, and its derivative says so."""

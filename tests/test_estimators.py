@@ -155,6 +155,7 @@ SECOND = [
 ]
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("estimator, law, broken", SECOND, ids=name_of)
 def test_second_derivatives(estimator, law, broken):
     """Where the order allows it; on the objective with apart elements, which is the cheapest."""
@@ -230,6 +231,7 @@ def test_multivariate_normal_sigma_points():
     check_exact(found, expected)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("boosts", [0, 2])
 def test_dirichlet_by_rejection(boosts):
     def concentration(t):

@@ -74,6 +74,7 @@ def by_quadrature(name):
     return [np.asarray(x) for x in run()]
 
 
+@pytest.mark.thin(2)
 @FAMILIES
 def test_the_density_integrates_to_one(name):
     total, bare, _ = by_quadrature(name)
@@ -90,6 +91,7 @@ def test_draws_follow_the_density(name):
     check_biased(np.asarray(statistics(unpushed).T), exact)
 
 
+@pytest.mark.thin(2)
 @FAMILIES
 def test_forward_and_inverse_agree(name, x64):
     """Also with the determinant of the Jacobian matrix, and of two batches at once."""
@@ -135,6 +137,7 @@ def flat(grads):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(grads)])
 
 
+@pytest.mark.thin(2)
 @FAMILIES
 def test_gradients_are_those_of_plain_jax(name):
     """The same noise, and the forward pass written by hand."""

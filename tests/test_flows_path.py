@@ -56,6 +56,7 @@ def network(spline):
     return families.inverse_autoregressive(KEY, 3, 1, transformer=transformer)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("spline", [False, True])
 def test_the_score_of_a_draw_is_that_of_the_inverse(spline):
     flow = d.Flow(d.Normal(jnp.zeros(3), 1.0), network(spline))

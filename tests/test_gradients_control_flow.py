@@ -46,6 +46,7 @@ def cases():
     return one + [(name, *c, True) for name in IN_FLOAT64 for c in CASES + DEFAULTS]
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("name, law, estimators, x64", cases(), indirect=["x64"], ids=label)
 def test_form(name, law, estimators, x64):
     program, expectation = case(name, law)
@@ -136,6 +137,7 @@ def test_two_draws_are_independent(twice):
     check(program, lambda t: 2 * jnp.exp(2 * t[0]), (0.3,), (est.Reparam(),), (twin,))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("region", REGIONS)
 @pytest.mark.parametrize("estimators", [REPARAM, SCORE], ids=label)
 def test_lanes_of_which_nothing_is_mapped_draw_independently(region, estimators):

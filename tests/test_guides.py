@@ -71,6 +71,7 @@ def test_a_guide_that_is_the_posterior_has_the_evidence_as_elbo_without_variance
         np.testing.assert_allclose(gradient, 0, atol=1e-4)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("kind", ["mean_field", "low_rank", "flow"])
 def test_another_guide_has_a_lower_elbo_and_a_gradient(kind, start):
     guide = vx.autoguide(regression(), kind, start=start, draws=100)

@@ -31,6 +31,7 @@ def test_every_model_is_listed_and_has_a_main(capsys):
 # ---- coin
 
 
+@pytest.mark.slow
 def test_coin(tmp_path, capsys):
     found = run(coin, tmp_path, "--steps", 1500)
     exact = special.betaln(54, 66) - special.betaln(10, 10)
@@ -72,6 +73,7 @@ def test_flows(tmp_path, capsys):
         assert f"{found[f'{name}_8']:.3f}" in table
 
 
+@pytest.mark.slow
 def test_divergences_are_those_of_quadrature():
     """KL(q || p) on a grid, for flows as they begin."""
     keys = dict(zip(flows.POTENTIALS, jax.random.split(KEY, 4), strict=True))
@@ -109,6 +111,7 @@ def test_iwae(tmp_path, capsys):
     assert "86.76" in shown and f"{found['nll 5']:.2f}" in shown
 
 
+@pytest.mark.slow
 def test_the_bound_grows_with_k():
     """L_1 <= L_5 <= L_50 for one and the same network (Burda et al. 2016, theorem 1)."""
     nets, (train, _) = iwae.init(KEY), iwae.data()

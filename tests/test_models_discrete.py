@@ -55,6 +55,7 @@ def test_sbn(tmp_path):
     assert found["disarm sd"] < score / 5
 
 
+@pytest.mark.slow
 def test_estimators_have_the_enumerated_gradient(monkeypatch):
     """On a network that is small enough to enumerate, bound by bound."""
     for name, size in {"PIXELS": 5, "H1": 2, "H2": 2}.items():

@@ -22,6 +22,7 @@ def test_evidence_of_the_cone():
     assert abs(np.log(total) - cone.EVIDENCE) < 1e-4
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     ("name", "within"),
     [("ELBO", 0.02), ("HVI", 0.02), ("IWHVI(5)", 0.02), ("ELBO, exact ring", 0.05)],
@@ -138,6 +139,7 @@ def test_air_counts(tmp_path):
 # ---- the zoo
 
 
+@pytest.mark.slow
 def test_objectives_of_the_zoo(tmp_path):
     rows = vae_zoo.main(["--steps", "20", "--objectives", "SWAE", "--out", str(tmp_path)])
     for row in rows.values():

@@ -145,6 +145,7 @@ def check(q, inverse, density, x64):
     np.testing.assert_allclose(density, q, rtol=rtol)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("name", MARGINALS)
 def test_a_marginal_is_unbiased_in_both_directions(name, x64):
     m = MARGINALS[name]()

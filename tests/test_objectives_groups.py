@@ -111,6 +111,7 @@ def draws_of(x64):
     return dict(zip(CASES, found, strict=True))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_gradient_of_a_group(name, x64):
     _, expectation, columns = CASES[name]

@@ -133,6 +133,7 @@ def test_independence_has_no_information(name, x64):
     np.testing.assert_allclose(ESTIMATORS[name](f), 0.0, atol=1e-12 if x64 else 1e-6)
 
 
+@pytest.mark.slow
 def test_data_processing_and_additivity():
     """Half of the dimensions have half of the information; what saturates is not additive."""
     whole, half = draws_of(2), draws_of(2, DIMENSIONS // 2)

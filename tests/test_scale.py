@@ -50,6 +50,7 @@ def assert_linear(program, at):
     assert slopes[0] == slopes[1], dict(zip(at, sizes, strict=True))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     "law, estimators", [("normal", REPARAM), ("normal", SCORE), ("coin", SCORE)], ids=label
 )

@@ -84,6 +84,7 @@ def test_twins_are_right_to_the_first_order(program, expectation, twin):
     check_mean(draws, exactly(expectation, THETA))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     "name, law, estimators",
     [

@@ -112,6 +112,7 @@ CASES = {
 }
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("name", CASES)
 def test_both_directions_are_unbiased(name):
     with jax.enable_x64(True):
