@@ -49,20 +49,21 @@ from varax import estimators as est
 from varax.transforms import dependence
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_scores(name):
     right = alone(est.Score(), est.Score(est.LeaveOneOut()), est.Score(0.7))
     check_program(name, right, alone(NoScore()))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("name", ["plates_nested", "early_and_late", "plate_in_a_scan"])
 def test_more_baselines(name):
     right = alone(est.Score(est.LeaveOneOut(3)), est.Score(est.Learned(0.3)))
     check_program(name, right, alone(NoScore(est.LeaveOneOut(3))))
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_enumeration_is_exact(name):
     exact, function = exactly(PROGRAMS[name]), PROGRAMS[name]
@@ -86,7 +87,7 @@ SEVERAL = {  # the addresses that are enumerated
 PAIRS = [(name, address) for name, addresses in SEVERAL.items() for address in addresses]
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("name, address", PAIRS)
 def test_enumeration_beside_scores(name, address):
     scores = [est.Score(), est.Score(est.LeaveOneOut()), est.Score(0.7)]
@@ -155,6 +156,7 @@ def mean_of_noise_between(t):
 MIXED = [(shared_noise, mean_of_shared_noise), (noise_between, mean_of_noise_between)]
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("program, mean", MIXED)
 def test_pathwise_and_score(program, mean):
     path, score = est.Reparam(), est.Score()

@@ -147,6 +147,7 @@ def by_quadrature(root):
         return -np.concatenate([w @ g, np.einsum("n,nij->ij", w, h).ravel()])
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("hessian", ["exact", "stein"])
 @pytest.mark.parametrize("rank", ["full", "diag"])
 def test_moments_are_unbiased(hessian, rank):

@@ -67,7 +67,7 @@ def run(sampler, m, engine):
     return sampler(m, KEY, draws=DRAWS, warmup=WARMUP, chains=CHAINS, engine=engine, progress=False)
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("engine", ["numpyro", pytest.param("blackjax", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sampler", [vx.nuts, vx.hmc], ids=["nuts", "hmc"])
 def test_the_draws_have_the_posteriors_moments(sampler, engine):
@@ -94,6 +94,7 @@ def test_without_the_jacobian_the_moments_are_wrong():
     assert not bad[0] and bad[1] and bad[2:5].any() and bad[-3:].any()
 
 
+@pytest.mark.slow
 def test_a_numpyro_model_has_the_same_posterior():
     """The conjugate model in NumPyro's words, through `vx.from_numpyro` and `vx.nuts`."""
     dist = numpyro.distributions
@@ -127,6 +128,7 @@ def stuck(key):
     return int((draws.stats["lp"][:, -1] < -1e3).sum())
 
 
+@pytest.mark.slow
 def test_an_energy_that_overflows_is_not_accepted(monkeypatch):
     with jax.enable_x64(True):
         assert stuck(KEY) == 0

@@ -110,7 +110,7 @@ def name_of(x):
     return "-".join(x) if isinstance(x, tuple) else None
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("estimator, law, broken, layouts", list(means()), ids=name_of)
 def test_mean(estimator, law, broken, layouts):
     check_case(law, estimator, (broken,), layouts)
@@ -253,6 +253,7 @@ def test_dirichlet_by_rejection(boosts):
     check_vector(make, est.Rejection(boosts), cost, mean, (0.8, 0.2), (V,))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("kind", ["independent", "correlated"])
 def test_mixture_of_vectors(kind):
     def parts(t):
@@ -288,6 +289,7 @@ def test_mixture_of_vectors(kind):
 # ---- deterministic rules
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("layout", ["joint", "apart", "lanes", "masked"])
 @pytest.mark.parametrize(
     "estimator, law",

@@ -78,7 +78,7 @@ LONG = ("scan", "scan_of_vmap", "scan_of_cond", "vmap_of_cond", "checkpoint_call
 SEVERAL = (est.MeasureValued, est.GaussHermite)  # too many paths, or nodes to be exact
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("law", EVERY)
 @pytest.mark.parametrize("name", CHOSEN)
 def test_form(name, law):
@@ -126,7 +126,7 @@ def check_pairs(law_x, law_y, pairs):
     means(programs, mean_of_pair(law_x, law_y), theta=(0.3, -0.4))
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("law_x", EVERY)
 @pytest.mark.parametrize("law_y", EVERY)
 def test_each_estimator_beside_another(law_x, law_y):

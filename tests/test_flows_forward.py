@@ -76,6 +76,7 @@ def program(wrap, b, estimator=None):
 WRAPS = ["plain", "lanes", "scan", "cond", "vmapped cond", "scaled", "absent", "present", "both"]
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_a_draw_is_not_inverted_and_has_the_density_of_the_inverse(wrap):
     @vx.model

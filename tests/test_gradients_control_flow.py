@@ -46,7 +46,7 @@ def cases():
     return one + [(name, *c, True) for name in IN_FLOAT64 for c in CASES + DEFAULTS]
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("name, law, estimators, x64", cases(), indirect=["x64"], ids=label)
 def test_form(name, law, estimators, x64):
     program, expectation = case(name, law)
@@ -68,6 +68,7 @@ def test_branch_on_a_scored_draw(law, estimators):
     check(program, case("cond_on_a_draw", law)[1], THETA, (est.Score(),), (NoScore(),))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("inner", [REPARAM, SCORE], ids=label)
 @pytest.mark.parametrize("outer", [SCORE, ENUMERATE], ids=label)
 def test_switching_chain(outer, inner):
@@ -156,6 +157,7 @@ def test_lanes_of_which_nothing_is_mapped_draw_independently(region, estimators)
     check(program, expectation, (0.3, -0.4), (right,), (SharedLanes(right),))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("lanes", [None, 3])
 def test_while_loop_in_forward_mode(lanes):
     """Tosses until the first success, squared; JAX has no reverse mode for a while loop."""

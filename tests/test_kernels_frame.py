@@ -120,7 +120,7 @@ def close(found, expected):
     )
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("implementation", ["by_hand", "xla"])
 @pytest.mark.parametrize("axes", list(AXES.values()), ids=list(AXES))
 @pytest.mark.parametrize("derivative", list(DERIVATIVES.values()), ids=list(DERIVATIVES))

@@ -189,6 +189,7 @@ PLACES = {  # the program, and the axes of scans that it adds
 }
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("used", [True, False], ids=["used", "unused"])
 @pytest.mark.parametrize("place", PLACES)
 def test_lanes_are_independent(place, used):

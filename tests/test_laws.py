@@ -291,7 +291,7 @@ def test_densities_agree_with_scipy(name, x64):
     check_densities(*CASES[name])
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("name", CASES)
 def test_transformations_run_inside_others(name):
     """One key gives one result, in whatever program a law is evaluated; other keys, others."""

@@ -27,6 +27,7 @@ def test_mixture(tmp_path, capsys):
     assert "Enumerate()" in shown and "150 elements apart" in shown
 
 
+@pytest.mark.slow
 def test_summing_in_the_program_is_summing_by_hand():
     """One bound: with the exact conditional the assignments' sum is that of the formula, at any
     draw of what is left, whether the assignments are enumerated or drawn.

@@ -149,6 +149,7 @@ def test_vimco_of_every_data_point():
     np.testing.assert_allclose(many.var(0), single.var(0) / 8, rtol=0.15)
 
 
+@pytest.mark.slow
 def test_vimco_leaves_enumeration_alone():
     value, slope = (
         vx.value_and_grad(of_coins(objective, est.Enumerate()))(jax.random.key(0), jnp.array(COINS))

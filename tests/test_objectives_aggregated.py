@@ -67,6 +67,7 @@ def minibatches(size):
     return np.array(list(itertools.combinations(range(5), size)))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("size", [2, 3, 4, 5])
 def test_stratified_weights_are_unbiased(size):
     """For q(z_0), averaged over all minibatches that hold point 0."""

@@ -432,7 +432,7 @@ def cs_bottleneck(t):
     return ob.cs_prediction(POINTS, y, POINTS) + 0.3 * ob.cs_information(POINTS, code)
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("name", OWN)
 def test_ones_own_version_has_the_same_numbers(name):
     def both(t):

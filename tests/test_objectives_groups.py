@@ -307,6 +307,7 @@ def divergence_draws(third):
     return dict(zip(DIVERGENCES, found, strict=True))
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("third", [False, True], ids=["guide", "proposal"])
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_divergences_against_quadrature(name, third):

@@ -84,6 +84,7 @@ def test_nwj_is_below_for_another_critic():
         assert draws.mean() + 5 * draws.std() / np.sqrt(500) < 2.0
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("nats", [2, 4, 6, 8, 10])
 def test_infonce_is_at_most_log_k(nats):
     draws = draws_of(nats)["infonce"]

@@ -78,6 +78,7 @@ def test_the_posterior_as_reverse_model_gives_the_marginals_elbo(k):
     assert abs(value - exact_elbo()) < 5.3 * error
 
 
+@pytest.mark.slow
 def test_bounds_are_in_order():
     """HVI < IWHVI(2) < IWHVI(6) < the marginal's ELBO < DIWHVI < log p(x)."""
     p, q = model(), guide(T)
@@ -122,6 +123,7 @@ def _iwhvi_by_hand(k, reverse):
     return model().log_density({"z": z} | X) - jax.nn.logsumexp(log_w) + jnp.log(k)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("name", BY_HAND)
 def test_the_same_numbers_by_hand(name):
     library, mine = BY_HAND[name]

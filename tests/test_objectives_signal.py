@@ -54,10 +54,12 @@ sticking, plain, of_guide, of_model = (
 )
 
 
+@pytest.mark.slow
 def test_the_signal_of_the_guide_fades():
     np.testing.assert_allclose(slope(ob.iwelbo, GUIDE, mean=ob.dreg), -0.5, atol=0.1)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("objective", [plain, sticking, ob.dreg, miwae, of_guide])
 def test_the_signal_of_the_guide_is_restored(objective):
     np.testing.assert_allclose(slope(objective, GUIDE), 0.5, atol=0.1)

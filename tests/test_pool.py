@@ -47,7 +47,7 @@ def by_hand(make, key, x, lanes):
     return out
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("lanes", [0, 2])
 @pytest.mark.parametrize("name", DRAWS)
 def test_draws_are_those_of_the_site_alone(name, lanes):

@@ -107,6 +107,7 @@ def test_density_is_that_of_the_stan_program(name):
     np.testing.assert_allclose(found - found[0], exact - exact[0], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_reference_draws_are_from_this_posterior(name):
     found = gradients(posteriordb.posterior(name), choices_of(name))

@@ -81,7 +81,7 @@ CASES = [(name, c) for name in LAWS for c in ("noncentred", 0.3)]
 CASES += [(name, "centred") for name in ("student", "multivariate", "affine", "masked")]
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(("name", "c"), CASES)
 def test_density_is_the_change_of_variables(name, c):
     with jax.enable_x64(True):

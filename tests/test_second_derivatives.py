@@ -73,6 +73,7 @@ ONE_SITE = [
 WITH_TWINS = [(*c[:2], twin) for c in ONE_SITE for twin in c[2][1:]]
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("program, expectation, estimators", ONE_SITE, ids=label)
 def test_one_site(program, expectation, estimators, x64):
     check(program, expectation, THETA, *((e,) for e in estimators), of=hessian)

@@ -112,7 +112,7 @@ CASES = {
 }
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("name", CASES)
 def test_both_directions_are_unbiased(name):
     with jax.enable_x64(True):
@@ -148,6 +148,7 @@ def test_ancestors_have_the_probability_that_is_said(scheme):
     np.testing.assert_allclose(p @ count, 3 * np.exp(WEIGHTS), rtol=1e-12)
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("slot", [0, 1, 2])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_retained_particle_goes_on(scheme, slot):
@@ -193,6 +194,7 @@ def evidence(using, key, n=4000):
     return np.asarray(run(jax.random.split(key, n)), float)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("resample", ["systematic", "stratified", "multinomial"])
 def test_evidence_of_a_linear_gaussian_model(resample):
     log_w = evidence(vx.smc(50, resample=resample), jax.random.key(1))
