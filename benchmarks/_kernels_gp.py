@@ -129,7 +129,10 @@ def cholesky(count: int, n: int, dtype: str, gradient: bool) -> Entry:
 def nearest(n: int, m: int, d: int, gradient: bool) -> Entry:
     def make() -> dict[str, Any]:
         rng = np.random.default_rng(0)
-        x = np.sort(rng.random(n) * n)[:, None] * np.eye(1, d) + rng.random((n, d))
+        x = rng.random((n, d))  # in strips of a square, so that float32 holds the coordinates
+        strip, along = np.divmod(np.sort(rng.random(n) * n), side := np.sqrt(n))
+        x[:, 0] = np.where(strip % 2, side - along, along)
+        x[:, 1] += strip
         back = np.arange(1, m + 1)
         neighbours = jnp.asarray(np.maximum(np.arange(n)[:, None] - back, -1).astype(np.int32))
 
