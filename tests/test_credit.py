@@ -156,7 +156,6 @@ def mean_of_noise_between(t):
 MIXED = [(shared_noise, mean_of_shared_noise), (noise_between, mean_of_noise_between)]
 
 
-@pytest.mark.thin(2)
 @pytest.mark.parametrize("program, mean", MIXED)
 def test_pathwise_and_score(program, mean):
     path, score = est.Reparam(), est.Score()

@@ -363,7 +363,6 @@ def test_a_missing_package_is_named(monkeypatch):
 # ---- documents
 
 
-@pytest.mark.slow
 def test_the_document_runs_as_printed():
     text = (Path(__file__).resolve().parents[1] / "docs" / "families.md").read_text()
     scope = {}

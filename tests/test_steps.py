@@ -220,7 +220,6 @@ def test_steps_and_objectives_are_told_apart():
         fit(Write, 0.0, steps=5)
 
 
-@pytest.mark.slow
 def test_the_documents_code_runs_and_agrees():
     """Every fit of the text's linear-Gaussian model finds the mean and the variance of the data."""
     root = Path(__file__).resolve().parents[1]

@@ -44,15 +44,7 @@ def forward(
     blocks: Blocks = Blocks(),
     interpret: Any = None,
 ) -> tuple[Any, Any, Any]:
-    """Filtered probabilities, shifts and scales of every step: [N, K, B], [N, B], [N, B].
-
-    Args:
-        initial: [K, B].
-        transitions: [K, K].
-        logs: log likelihoods, [N, K, B].
-        blocks: sizes of the blocks.
-        interpret: run it without a GPU.
-    """
+    """As `hmm_tpu.forward`."""
     (steps, states, chains), size = logs.shape, blocks.of(logs.shape[1])
     initial, logs = padded(initial, None, CHAINS), padded(logs, size, None, CHAINS)
     flat, many = _flat(transitions), logs.shape[0] // size

@@ -1,6 +1,7 @@
 // The way back through the filter: the formulas of kernels/mp/kalman_adjoint.py. Included by kernel files only.
 #pragma once
 
+#include "kalman_pick.h"
 #include "kalman_steps.h"
 
 namespace varax {
@@ -196,6 +197,21 @@ void adjoint(const KalmanAdjoint<typename X::T>& problem, int64_t group) {
   x.store_rows(problem.d_P0, 0, n, D);
   dA.finish(x, n), dQ.finish(x, n), dH.finish(x, M);
   dR.finish(x, M * M), db.finish(x, 1), dd.finish(x, M);
+}
+
+// One group of series, by the loops of its size.
+template <class T>
+void adjoint_of(const KalmanAdjoint<T>& problem, int64_t group) {
+  pick(problem.model, [&](auto x) {
+    using X = typename decltype(x)::X;
+    if constexpr (X::lanes > 1) {
+      adjoint<X, true>(problem, group);
+    } else if constexpr (kMostFixed == 0) {
+      problem.model.lanes ? adjoint<X, true>(problem, group) : adjoint<X, false>(problem, group);
+    } else {
+      adjoint<X, false>(problem, group);
+    }
+  });
 }
 
 }  // namespace
