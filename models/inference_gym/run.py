@@ -20,6 +20,7 @@ from .data import Truth, truth
 from .targets import TARGETS, target
 
 SHOWN = 6  # entries of each part
+WHITENED = {"synthetic_log_gaussian_cox_process": "log_intensity"}  # for the sampler
 
 
 def sampled(
@@ -32,9 +33,12 @@ def sampled(
     dense: bool = False,
     progress: bool = True,
 ) -> vx.Draws:
-    """Four chains of NUTS."""
+    """Four chains of NUTS. A Gaussian process is sampled as its standardised values."""
+    measure = target(name)
+    if name in WHITENED:
+        measure = vx.reparameterize(measure, {WHITENED[name]: "noncentred"})
     return vx.nuts(
-        target(name),
+        measure,
         key,
         draws=draws,
         warmup=warmup,
