@@ -35,7 +35,9 @@ from varax.models.inference_gym.run import sampled
 
 DENSE = 110  # dimensions
 LARGE = 1000  # dimensions
-FEWER = {  # draws and warmup, where a draw takes long; 1000 and 1000 elsewhere
+LENGTHS = {  # draws and warmup, where a draw takes long or chains mix slowly
+    "convection_lorenz_bridge": (6000, 2000),
+    "convection_lorenz_bridge_unknown_scales": (6000, 2000),
     "stochastic_volatility_log_sp500": (500, 700),
     "stochastic_volatility_sp500": (500, 700),
     "synthetic_log_gaussian_cox_process": (500, 500),
@@ -59,7 +61,7 @@ def truths(name: str) -> dict[str, dict[str, Truth]]:
 
 def results_of(name: str, size: int) -> dict[str, Any]:
     """By what was compared with."""
-    draws, warmup = FEWER.get(name, (1000, 1000))
+    draws, warmup = LENGTHS.get(name, (1000, 1000))
     chains = sampled(name, jax.random.key(0), draws, warmup, dense=size <= DENSE, progress=False)
     found = {}
     for what, truth in truths(name).items():
