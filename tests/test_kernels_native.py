@@ -86,7 +86,7 @@ def test_the_sanitizers_find_nothing(tmp_path):
     files = sorted(str(f) for f in HERE.glob("test_kernels_*.py") if f != Path(__file__))
     files = [f for f in files if "frame" not in f]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n0", "-m", "not slow", "-k", "native", *files],
+        [sys.executable, "-m", "pytest", "-q", "-s", "-n0", "-k", "native", *files],
         env=os.environ
         | {
             "VARAX_NATIVE_LIBRARY": str(library),

@@ -90,10 +90,13 @@ def commands(objects: Path, sanitize: bool) -> list[tuple[list[str], Path]]:
             if level and not source.name.endswith(".kernel.cc"):
                 continue
             target = objects / f"{level}-{source.stem}.o"
-            define = f"-DVARAX_LEVEL={level}"
-            fast = [] if source.name.endswith(".kernel.cc") else ["-O1"]  # the loops are elsewhere
+            define, quick = f"-DVARAX_LEVEL={level}", []
+            if not source.name.endswith(".kernel.cc"):
+                quick = ["-O1"]  # the loops are elsewhere
+            elif X86 and not level and not sanitize:
+                quick = ["-O2"]  # compiles in half the time, for the processors of before 2013
             found.append(
-                ([*cxx, *flags, *own, *fast, define, "-c", str(source), "-o", str(target)], target)
+                ([*cxx, *flags, *own, *quick, define, "-c", str(source), "-o", str(target)], target)
             )
     return found
 

@@ -87,7 +87,7 @@ struct Filter {
         Int bits;
         std::memcpy(&bits, sums + t, sizeof(T));
         const Int exponent = (bits >> Bits<T>::mantissa) - Bits<T>::bias;
-        bits = (Bits<T>::bias - exponent) << Bits<T>::mantissa;
+        bits = (Bits<T>::bias - exponent) * (Int(1) << Bits<T>::mantissa);  // of a NaN, negative
         std::memcpy(&scaling, &bits, sizeof(T));
         powers += exponent;
       }

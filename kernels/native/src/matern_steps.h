@@ -36,7 +36,7 @@ inline double exp_minus(double x) {
   p = p * r + 0.5;
   p = p * r + 1.0;
   p = p * r + 1.0;
-  return p * number_of<double>((bits_of(shifted) + 1023) << 52);
+  return p * number_of<double>(int64_t(uint64_t(bits_of(shifted) + 1023) << 52));
 }
 
 template <int O>
