@@ -86,10 +86,23 @@ def plain(y: Any, A: Any, Q: Any, H: Any, R: Any, m0: Any, P0: Any) -> Any:
     return jax.lax.scan(step, (m0, P0), y)[1].sum()
 
 
+def textbook(y: Any, A: Any, Q: Any, H: Any, R: Any, m0: Any, P0: Any) -> Any:
+    """The filter as books print it, a matrix product for each of theirs."""
+
+    def step(carry: Any, y: Any) -> Any:
+        m, P = carry
+        S, v = H @ P @ H + R, y - H @ m
+        K = P @ H / S
+        m, P = m + K * v, P - jnp.outer(K, H) @ P
+        return (A @ m, A @ P @ A.T + Q), -0.5 * (v * v / S + jnp.log(2 * jnp.pi * S))
+
+    return jax.lax.scan(step, (m0, P0), y)[1].sum()
+
+
 def chain(n: int, steps: int, gradient: bool) -> Callable[[], dict[str, Callable[[], Any]]]:
     def make() -> dict[str, Callable[[], Any]]:
         model = arrays(n, steps)
-        forms = {"varax": mp.kalman_log_likelihood, "plain XLA": plain}
+        forms = {"varax": mp.kalman_log_likelihood, "plain XLA": plain, "textbook scan": textbook}
         if dynamax := dynamax_filter(n):
             forms["dynamax"] = dynamax
         return {k: timed(f, model, tuple(range(1, 7)), gradient) for k, f in forms.items()}
