@@ -102,6 +102,14 @@ FILTER = [
         batch=(5,), batched=("y", "Q", "P0"), axes=batched(("y", "Q", "P0")),
     ),
     case(
+        "batch-shared", mp.kalman_filter, 6, 1, 37, varying=True, mask=(37, 1),
+        batch=(35,), batched=("y", "m0", "b", "d"), axes=batched(("y", "m0", "b", "d"), mask=None),
+    ),
+    case(
+        "batch-shared-many-observed", mp.kalman_filter, 3, 2, 35, mask=(2,),
+        batch=(3,), batched=("m0", "b"), axes=batched(("m0", "b"), mask=None),
+    ),
+    case(
         "batch-mask", mp.kalman_filter, 2, 2, 8, mask=(17, 8, 2),
         batch=(17,), batched=("y",), axes=batched(("y",), mask=0),
     ),

@@ -108,6 +108,9 @@ raises(e.UnknownAddressError, "w", "condition: unknown {w}", "{x}", line=one)(
 raises(e.UnknownAddressError, "w", "do: unknown {w}", "{x}", line=one)(
     lambda: ONE().do({"w": 0.0}).simulate(KEY)
 )
+raises(e.UnknownAddressError, "w", "reparameterize: unknown {w}", "{x}", line=one)(
+    lambda: vx.reparameterize(ONE(), {"w": "noncentred"}).simulate(KEY)
+)
 raises(e.UnknownAddressError, "w", "generate: unknown {w}", "{x}", line=one)(
     lambda: ONE().generate(KEY, {"w": 0.0})
 )

@@ -134,6 +134,53 @@ def test_derivatives_and_vmaps_compose(toy, derivative, axes, implementation):
         close(jax.jit(ours)(a, x), jax.jit(plain)(a, x))
 
 
+def summing(call, operands, residuals, cotangents):
+    """Gives the cotangents of `a` summed, where that is all that is wanted."""
+    SUMMED.append(call.summed)
+    da, dx, _ = adjoint_by_hand(call, operands, residuals, cotangents)
+    return (da.sum(0) if 0 in call.summed else da), dx, None
+
+
+SUMMED = []
+
+
+@pytest.mark.parametrize("form", ["by_hand", "summing", "xla"])
+def test_cotangents_of_shared_operands_are_sums_over_the_batch(toy, form):
+    toy.add(Implementation("summing", ("cpu",), value_by_numpy, summing))
+
+    def over_batch(f):
+        return lambda a, x: jnp.cos(jax.vmap(f, (None, 0))(a, x)).sum()
+
+    of = {
+        "both": lambda f: jax.grad(over_batch(f), (0, 1)),
+        "shared": lambda f: jax.grad(over_batch(f)),
+        "mapped": lambda f: jax.grad(over_batch(f), 1),
+        "each": lambda f: jax.vmap(jax.grad(f), (None, 0)),
+        "of a batch of batches": lambda f: (
+            lambda a, x: jax.vmap(jax.grad(over_batch(f), (0, 1)), (None, 0))(
+                a, jnp.stack([x, 2 * x, x - 1])
+            )
+        ),
+        "in another sum": lambda f: jax.grad(
+            lambda a, x: over_batch(over_batch(f))(a, jnp.stack([x, 2 * x]))
+        ),
+        "hessian": lambda f: jax.hessian(over_batch(f)),
+    }
+    try:
+        SUMMED.clear()
+        with jax.enable_x64(True), kernels.using(toy=form):
+            a, x = sizes()[0], sizes(5)[1]
+            for derivative in of.values():
+                close(
+                    jax.jit(derivative(reduced(toy)))(a, x),
+                    jax.jit(derivative(reduced(definition)))(a, x),
+                )
+        if form == "summing":  # counts are constants: their cotangents are never wanted
+            assert SUMMED[:8] == [(0, 2)] * 6 + [(2,)] * 2  # the function calls it twice
+    finally:
+        del toy.implementations[0]
+
+
 def test_an_operation_runs_outside_jit(toy):
     with jax.enable_x64(True):
         a, x = sizes()

@@ -1,6 +1,7 @@
 """Linear-Gaussian chains: every implementation, against dense Gaussians, and what is refused."""
 
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -24,10 +25,11 @@ OTHERS_TRY = ("4-3", "3-2-varying-mask", "one step", "2-1-mask", "batch-mask")
 # What `make test` runs, one of each kind: each takes seconds, in which the plain form is compiled.
 QUICK = {
     *(f"kalman_filter-{name}-native-float32" for name in ("3-1-filter", "large", "batch-y")),
+    "kalman_filter-batch-shared-many-observed-native-float32",
     *(f"kalman_filter-{name}-native-float32" for name in ("no step", "batch-of-none")),
     *(
         f"kalman_filter-{name}-native-float64"
-        for name in ("3-2-varying-mask", "batch-varying-mask")
+        for name in ("3-2-varying-mask", "batch-varying-mask", "batch-shared")
     ),
     "kalman_filter-8-1-filter-native-float32",
     "kalman_filter-9-1: no loops of this size-native-float32",
@@ -216,6 +218,34 @@ def test_residuals_of_lanes_are_not_taken_for_others():
             jax.block_until_ready(pulled(jax.tree.map(lambda x: x[0], together), 1.0))
     with kernels.using(kalman_filter="xla"):  # a pullback keeps the implementation of its value
         np.testing.assert_array_equal(jax.vmap(pulled)(together, ones), right)
+
+
+@NATIVE
+def test_series_of_one_model_have_their_covariances_computed_once():
+    y, *model = scalar_model(40)
+    ys = jnp.stack([y, 2 * y, -y])
+
+    def likelihoods(ys, *model):
+        return jax.vmap(mp.kalman_log_likelihood, (0,) + (None,) * 6)(ys, *model)
+
+    def total(ys, *model):
+        return likelihoods(ys, *model) @ jnp.arange(3.0)
+
+    def calls(f):
+        text = jax.jit(f).lower(ys, *model).compile().as_text()
+        return sorted(re.findall(r'custom_call_target="varax_(\w+)"', text))
+
+    gradient = jax.grad(total, range(7))
+    both = ["kalman_means_f32", "kalman_value_f32"]
+    assert calls(likelihoods) == both
+    back = ["kalman_adjoint_f32", "kalman_means_adjoint_f32"]
+    assert calls(jax.value_and_grad(total, range(7))) == sorted(both + back)
+    # the gradient of each series is that of lanes, and of their batch's sum the sum of those
+    of_each = jax.vmap(jax.grad(mp.kalman_log_likelihood, range(7)), (0,) + (None,) * 6)
+    assert calls(of_each) == ["kalman_adjoint_f32", *both]
+    each = jax.jit(of_each)(ys, *model)
+    for a, b in zip(jax.jit(gradient)(ys, *model)[1:], each[1:], strict=True):
+        np.testing.assert_allclose(a, b[1] + 2 * b[2], rtol=2e-4, atol=1e-4 * abs(a).max())
 
 
 def test_bfloat16_goes_in_and_comes_out():

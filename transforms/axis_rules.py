@@ -256,7 +256,9 @@ def _conv(params: Any, ins: Any, out: Any) -> list[AxisMap]:
 
 
 def _kernel(params: Any, ins: Any, out: Any) -> list[AxisMap]:
-    """The calls of a batch are apart; everything inside one is mixed."""
+    """The calls of a batch are apart, unless they are summed; everything inside one is mixed."""
+    if any(params.get("summed", ())):
+        return [{} for _ in ins]
     return [{0: Along(0)} if has else {} for has in params["batched"]]
 
 

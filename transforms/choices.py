@@ -101,13 +101,14 @@ def check(
                 where=observed[seen[0]].site.line,
                 fix="leave it out, or remove obs= from the model and give the value here",
             )
-        raise _mismatch(missing, unknown, entries, flat, what, complete=complete)
+        raise mismatch(missing, unknown, entries, flat, what, complete=complete)
     return {a: _fitted(a, flat[a], entries[a]) for a in entries if a in flat}
 
 
-def _mismatch(
+def mismatch(
     missing: Any, unknown: Any, entries: Any, flat: Any, what: str, *, complete: bool
 ) -> Exception:
+    """The error of choices that are missing and choices that the program does not have."""
     kind = MissingAddressError if not unknown else UnknownAddressError
     kind = AddressMismatchError if missing and unknown else kind
     known = {show_address(a).lower(): show_address(a) for a in entries}

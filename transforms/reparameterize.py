@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from . import _jax
 from .centring import FAMILIES, SHOWN, Centring, family, split
-from .choices import Flat, Given
-from .errors import ReparameterizationError, ShapeError, UnknownAddressError, show_address
+from .choices import Flat, Given, mismatch
+from .errors import ReparameterizationError, ShapeError
 from .interpreter import evaluate
 from .law import Law
 from .layout import Entry, layout
@@ -134,13 +134,7 @@ def _require(staged: Staged, centring: Mapping[Address, Any]) -> dict[Address, E
                 fix="leave it out",
             )
         if address not in entries:
-            raise UnknownAddressError(
-                "reparameterize: the program has no such random choice.",
-                address=address,
-                expected="some of {" + ", ".join(show_address(a) for a in entries) + "}",
-                got="{" + ", ".join(map(show_address, centring)) + "}",
-                fix="nested addresses are written outer/inner, or as nested dicts",
-            )
+            raise mismatch([], [address], entries, centring, "reparameterize", complete=False)
         if (problem := _problem(staged, address, entries[address])) is not None:
             got, fix = problem
             raise ReparameterizationError(

@@ -22,6 +22,8 @@ class Call:
         statics: the operation's parameters that are no arrays.
         save: whether the residuals of the derivative are wanted.
         platform: "cpu", "cuda", "tpu" or another of JAX's names.
+        summed: of an adjoint, the shared operands whose cotangents are wanted summed over the batch
+            or not at all.
     """
 
     operands: tuple[jax.ShapeDtypeStruct, ...]
@@ -30,6 +32,7 @@ class Call:
     statics: Mapping[str, Any]
     save: bool
     platform: str
+    summed: tuple[int, ...] = ()
 
     @property
     def dtypes(self) -> set[str]:
@@ -58,7 +61,8 @@ class Implementation:
         adjoint: `(call, operands, residuals, cotangents) -> cotangents of the operands`, or None
             where the definition's derivative is to be used. The cotangent of an output may be
             None, meaning zero; that of an operand may be None, meaning that it has none. With a
-            batch axis, all results have it, also those of shared operands (the frame sums them).
+            batch axis, all results have it, also those of shared operands; what `call.summed`
+            lists may come summed, without it, or the frame sums it.
         refuse: `call -> reason`, or None if the call is served.
         refuse_adjoint: the same for the adjoint.
     """

@@ -6,7 +6,8 @@
 
 Parameters of all: `batch` (length of the batch axis, or None), `batched` (which of the equation's
 operands have it), `statics` (sorted items) and `forced`. `active` are the positions of the operands
-that have tangents, `given` says which outputs have cotangents.
+that have tangents, `given` says which outputs have cotangents, `summed` which active operands are
+shared by the batch and have their cotangents summed over it.
 
 Residuals are functions of the operands and serve the adjoint alone: the tangent is `jax.jvp` of the
 definition in the operands, so nothing is lost when tangents of residuals are taken to be zero.
@@ -14,6 +15,7 @@ definition in the operands, so nothing is lost when tangents of residuals are ta
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -52,7 +54,7 @@ class Primitives:
             ),
             self.adjoint: (
                 self._adjoint_abstract,
-                functools.partial(_batch, self.adjoint),
+                self._adjoint_batch,
                 self._adjoint_jvp,
                 None,
             ),
@@ -177,22 +179,37 @@ class Primitives:
             arity=arity,
             given=given,
             active=tuple(active[k] for k in wanted),
+            summed=tuple(batch is not None and not batched[first + k] for k in wanted),
             **params,
         )
         for k, ct in zip(wanted, found, strict=True):
-            shared = batch is not None and not batched[first + k]
-            results[first + k] = ct.sum(0) if shared else ct
+            results[first + k] = ct
         return results
 
     # The adjoint.
 
-    def _adjoint_abstract(self, *avals: Any, arity: int, active: Any, **params: Any) -> Any:
+    def _adjoint_abstract(
+        self, *avals: Any, arity: int, active: Any, summed: Any, **params: Any
+    ) -> Any:
         operands = _cores(avals[:arity], params["batched"][:arity])
-        return _jax.shaped(_with_batch([operands[i] for i in active], params["batch"]))
+        each = _with_batch([operands[i] for i in active], params["batch"])
+        whole = [operands[i] for i in active]
+        return _jax.shaped([w if s else e for w, e, s in zip(whole, each, summed, strict=True)])
+
+    def _adjoint_batch(
+        self, size: int, operands: Any, dims: Any, *, summed: Any, **params: Any
+    ) -> Any:
+        apart = (False,) * len(summed)
+        out, at = _batch(self.adjoint, size, operands, dims, summed=apart, **params)
+        return [x.sum(1) if s else x for x, s in zip(out, summed, strict=True)], at
 
     def _lower_adjoint(self, platform: str, avals: Any, *, forced: Any, **params: Any) -> Any:
         arity, batch, batched = params["arity"], params["batch"], params["batched"]
+        active, summed = params["active"], params["summed"]
         call = _call(avals[:arity], platform, batch, batched[:arity], params["statics"], save=True)
+        apart = {i for i, s in zip(active, summed, strict=True) if not s}
+        together = (i for i, has in enumerate(batched[:arity]) if not has and i not in apart)
+        call = dataclasses.replace(call, summed=tuple(together) if batch is not None else ())
         name, implementations = self.operation.name, self.operation.implementations
         chosen = choose(name, implementations, call, forced, adjoint=True)
 
@@ -204,9 +221,10 @@ class Primitives:
             residuals, cotangents = _cotangents(rest, params["given"])
             assert chosen.adjoint is not None  # `choose` has seen to that
             found = chosen.adjoint(call, everything[:arity], residuals, cotangents)
+            full = [_filled(found[i], call.operands[i], batch, everything[i]) for i in active]
             return [
-                _filled(found[i], call.operands[i], call.batch, everything[i])
-                for i in params["active"]
+                x.sum(0) if s and x.ndim > call.operands[i].ndim else x
+                for i, x, s in zip(active, full, summed, strict=True)
             ]
 
         return run
@@ -223,6 +241,7 @@ class Primitives:
             return list(gradient(operands, cotangents, active, statics))
 
         function = one if params["batch"] is None else _mapped(one, params["batched"])
+        function = _with_sums(function, params["summed"])
         tangents = [t if i < arity or i >= first else None for i, t in enumerate(tangents)]
         return out, _derivative(function, primals, tangents, out)
 
@@ -259,6 +278,10 @@ def _with_batch(structs: Any, batch: int | None) -> list[jax.ShapeDtypeStruct]:
 
 def _mapped(f: Callable[..., Any], batched: Sequence[bool]) -> Callable[..., Any]:
     return jax.vmap(f, in_axes=tuple(0 if has else None for has in batched))
+
+
+def _with_sums(f: Callable[..., Any], summed: Sequence[bool]) -> Callable[..., Any]:
+    return lambda *xs: [y.sum(0) if s else y for y, s in zip(f(*xs), summed, strict=True)]
 
 
 def _cotangents(rest: Sequence[Any], given: Sequence[bool]) -> tuple[Any, tuple[Any, ...]]:

@@ -70,11 +70,12 @@ def through_update(dmf: Any, dPf: Any, H: Any, kept: Any, l: Any) -> tuple[Any, 
 
 def gathered(parts: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
     """Cotangents of every step, summed for what is the same at all times."""
-    return {k: x if x.ndim == like[k].ndim else _sum(x) for k, x in parts.items()}
+    return {k: x if x.ndim == like[k].ndim else block_sum(x) for k, x in parts.items()}
 
 
-def _sum(x: Any) -> Any:
-    while len(x) > 32:  # in blocks of blocks, as `kalman_definition.total`
+def block_sum(x: Any) -> Any:
+    """The sum over the first axis, in blocks of blocks, as `kalman_definition.total`."""
+    while len(x) > 32:
         pads = [(0, -len(x) % 32)] + [(0, 0)] * (x.ndim - 1)
         x = jnp.pad(x, pads).reshape(-1, 32, *x.shape[1:]).sum(1)
     return x.sum(0)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ..frame import Operation
-from . import kalman_definition, kalman_native, kalman_parallel, kalman_square_root
+from . import kalman_definition, kalman_parallel, kalman_shared, kalman_square_root
 from .kalman_adjoint import adjoint
 from .kalman_checks import prepared
 from .kalman_in_jax import empty, in_jax, too_short
@@ -18,7 +18,7 @@ operation = Operation(
     saving=kalman_definition.saving,
     adjoint=adjoint,
     implementations=(
-        kalman_native.IMPLEMENTATION,
+        kalman_shared.IMPLEMENTATION,
         in_jax("parallel", ("cuda", "tpu"), kalman_parallel, refuse=too_short),
     ),
     differentiable=(True,) * 9 + (False,),

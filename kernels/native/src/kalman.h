@@ -9,6 +9,7 @@ constexpr int kKalmanMostStates = 8;
 constexpr int kKalmanMostObserved = 8;
 constexpr int kKalmanMostInLanes = 6;  // states
 constexpr int kKalmanSegment = 16;     // steps from one checkpoint to the next
+constexpr int kKalmanTogether = 32;    // series that share their covariances, in one group
 
 // An array of a problem: `step` elements from one time to the next (0: the same at all times), `series`
 // from one series to the next (0: shared). data == nullptr: not given, or not wanted.
@@ -41,7 +42,29 @@ struct KalmanAdjoint {
   Strided<const T> mean, cov, gain, white, precision;  // or, for lanes:
   Strided<const T> checkpoint, mark;
   Strided<const T> d_log_likelihood, d_mean, d_cov;  // may be absent
+  Strided<const T> sums;  // KalmanMeansAdjoint's, of many series with these covariances; or absent
   Strided<T> d_y, d_A, d_Q, d_H, d_R, d_m0, d_P0, d_b, d_d;  // step 0: summed over time
+};
+
+// Series whose covariances are the same: gains and S^-1 of every step are given.
+template <class T>
+struct KalmanMeans {
+  KalmanModel<T> model;
+  Strided<const T> gain, precision;  // shared
+  T* square;                         // [batch], sum of v' S^-1 v
+  Strided<T> mean, white;            // or not wanted
+  Strided<T> checkpoint;             // predicted mean of the steps kKalmanSegment k > 0, or not wanted
+};
+
+template <class T>
+struct KalmanMeansAdjoint {
+  KalmanModel<T> model;
+  Strided<const T> gain, precision, checkpoint;
+  Strided<const T> d_log_likelihood, d_mean;  // may be absent
+  Strided<T> d_y, d_m0, d_b, d_d;             // of each series
+  // Summed over a group's series; those of A and H without what comes by way of the covariances.
+  Strided<T> d_A, d_H;
+  Strided<T> sums;  // u m_f~', k u', l u u' of every step: what the covariances' cotangents want
 };
 
 }  // namespace varax
@@ -54,4 +77,8 @@ VARAX_DECLARE(
     void kalman_value_f32(const KalmanValue<float>* problem, int64_t group);
     void kalman_value_f64(const KalmanValue<double>* problem, int64_t group);
     void kalman_adjoint_f32(const KalmanAdjoint<float>* problem, int64_t group);
-    void kalman_adjoint_f64(const KalmanAdjoint<double>* problem, int64_t group);)
+    void kalman_adjoint_f64(const KalmanAdjoint<double>* problem, int64_t group);
+    void kalman_means_f32(const KalmanMeans<float>* problem, int64_t group);
+    void kalman_means_f64(const KalmanMeans<double>* problem, int64_t group);
+    void kalman_means_adjoint_f32(const KalmanMeansAdjoint<float>* problem, int64_t group);
+    void kalman_means_adjoint_f64(const KalmanMeansAdjoint<double>* problem, int64_t group);)

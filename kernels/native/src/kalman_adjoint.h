@@ -163,14 +163,28 @@ void adjoint(const KalmanAdjoint<typename X::T>& problem, int64_t group) {
       dm = (-dy[o]) * H[o] + dm;
       dd.add(o, -dy[o]);
     }
+    const bool sums = !anew && problem.sums.data;  // then a, k and u are zero
     for (int o = 0; o < M; ++o) {
       z[o] = (half * u[o]) * a - g[o];
+      Row w = u[o] * dmf + (-two) * g[o];
+      if (sums) {
+        Row ud = X::zero();
+        x.each_used([&](int i) VARAX_LAMBDA { X::set(ud, i, x.load(problem.sums, t, o * n + i)); });
+        z[o] = half * ud + z[o];
+        w = w + ud;
+      }
       for (int p = 0; p < M; ++p) {
         E C = halfl * (u[o] * u[p] - precision[o * M + p]), q = x.dot(K[o], g[p]);
-        dR.add(o * M + p, q + C - half * (k[o] * u[p] + u[o] * k[p]));
-        z[o] = (half * (q + C)) * H[p] + z[o];
+        E ku = half * (k[o] * u[p] + u[o] * k[p]), uk = zero;
+        if (sums) {
+          const int64_t at_ku = n * M, at_uu = at_ku + M * M;
+          uk = x.load(problem.sums, t, at_ku + p * M + o);
+          ku = half * (x.load(problem.sums, t, at_ku + o * M + p) + uk);
+          C += half * x.load(problem.sums, t, at_uu + o * M + p);
+        }
+        dR.add(o * M + p, q + C - ku);
+        z[o] = (half * (q + C - uk)) * H[p] + z[o];
       }
-      Row w = u[o] * dmf + (-two) * g[o];
       dH.add(o, (l * u[o] - k[o]) * mf + (-l) * K[o] + combine(x, w, Pf));
     }
     dd.done(x, t, M), dR.done(x, t, M * M), dH.done(x, t, M);
