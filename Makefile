@@ -26,8 +26,8 @@ help:  ## show this list
 demo: $(VENV)/.installed-models  ## train a variational autoencoder (varax run vae)
 	$(BIN)/varax run vae $(ARGS)
 
-test: $(VENV)/.installed-test  ## run the tests, without the slow ones
-	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
+test: $(VENV)/.installed-test  ## run the tests, without the slow ones, compiled quickly
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.installed-test $(VENV)-aot/.installed  ## run all tests, compile for TPUs too
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)

@@ -32,10 +32,11 @@ def entries(quick: bool) -> list[Entry]:
         Entry(
             "kalman_filter",
             what,
-            f"64 series x {many} steps, {n} states, float32",
-            series(n, many, gradient),
-            flops=64 * many * (4 * n**3 + 12 * n**2) * (2.5 if gradient else 1),
+            f"64 series x {many} steps, {n} states, {of}, float32",
+            series(n, many, gradient, own),
+            flops=(64 if own else 1) * many * (4 * n**3 + 12 * n**2) * (2.5 if gradient else 1),
         )
+        for own, of in ((False, "of one model"), (True, "each with its A"))
         for n in (3, 6)
         for what, gradient in (("value", False), ("value and gradient", True))
     ]
@@ -57,10 +58,10 @@ def entries(quick: bool) -> list[Entry]:
     return found
 
 
-def arrays(n: int, steps: int, batch: tuple[int, ...] = ()) -> list[Any]:
+def arrays(n: int, steps: int, batch: tuple[int, ...] = (), own: tuple[int, ...] = ()) -> list[Any]:
     """y, A, Q, H, R, m0, P0."""
     rng = np.random.default_rng(0)
-    A = 0.9 * np.eye(n) + 0.1 * rng.standard_normal((n, n)) / np.sqrt(n)
+    A = 0.9 * np.eye(n) + 0.1 * rng.standard_normal((*own, n, n)) / np.sqrt(n)
     model = (
         rng.standard_normal((*batch, steps)), A, 0.1 * np.eye(n), rng.standard_normal(n),
         0.5, np.zeros(n), np.eye(n),
@@ -110,12 +111,14 @@ def chain(n: int, steps: int, gradient: bool) -> Callable[[], dict[str, Callable
     return make
 
 
-def series(n: int, steps: int, gradient: bool) -> Callable[[], dict[str, Callable[[], Any]]]:
+def series(
+    n: int, steps: int, gradient: bool, own: bool
+) -> Callable[[], dict[str, Callable[[], Any]]]:
     def make() -> dict[str, Callable[[], Any]]:
-        model = arrays(n, steps, (64,))
+        model = arrays(n, steps, (64,), (64,) if own else ())
 
         def of(f: Any) -> Any:
-            return lambda *a: jax.vmap(f, (0,) + (None,) * 6)(*a).sum()
+            return lambda *a: jax.vmap(f, (0, 0 if own else None) + (None,) * 5)(*a).sum()
 
         forms = {"varax": mp.kalman_log_likelihood, "plain XLA": plain}
         if dynamax := dynamax_filter(n):

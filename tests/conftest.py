@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "jax"
+QUICKLY = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "") not in ("", "0")
 SERIAL_CPU = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -56,6 +57,14 @@ def pytest_collection_modifyitems(items):
             skipped = params["x64"] != seen.setdefault(variant, len(seen)) % 2
         if skipped:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def all_optimizations(request):
+    """`make test` has XLA compile quickly; what is marked `optimized` computes longer than that."""
+    optimized = request.node.get_closest_marker("optimized") is not None
+    jax.config.update("jax_disable_most_optimizations", QUICKLY and not optimized)
+    yield
 
 
 @pytest.fixture(scope="module", autouse=True)

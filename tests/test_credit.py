@@ -49,7 +49,7 @@ from varax import estimators as est
 from varax.transforms import dependence
 
 
-@pytest.mark.thin(4)
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_scores(name):
     right = alone(est.Score(), est.Score(est.LeaveOneOut()), est.Score(0.7))
@@ -87,7 +87,7 @@ SEVERAL = {  # the addresses that are enumerated
 PAIRS = [(name, address) for name, addresses in SEVERAL.items() for address in addresses]
 
 
-@pytest.mark.thin(4)
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("name, address", PAIRS)
 def test_enumeration_beside_scores(name, address):
     scores = [est.Score(), est.Score(est.LeaveOneOut()), est.Score(0.7)]

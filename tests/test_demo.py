@@ -21,6 +21,7 @@ def blocks(name):
     return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
 
 
+@pytest.mark.optimized
 def test_readme_snippets_run_as_printed_and_learn():
     first, second, third, _, kernels = blocks("README.md")
     assert len([line for line in first.splitlines() if line.strip()]) <= 30

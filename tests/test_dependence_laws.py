@@ -34,7 +34,7 @@ def random_function(seed):
     return composition(rng, [x.shape for x in args], int(rng.integers(3, 8))), args
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("first", range(0, 200, TOGETHER))
 def test_random_compositions(first):
     made = [random_function(seed) for seed in range(first, first + TOGETHER)]

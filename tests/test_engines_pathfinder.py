@@ -50,6 +50,7 @@ def test_pathfinder_resamples_towards_the_posterior():
     assert len(np.unique(plain.stats["path"])) == 4
 
 
+@pytest.mark.optimized
 def test_pathfinder_finds_a_gaussian():
     draws = vx.pathfinder(gaussian(), KEY, draws=4000)
     x = np.asarray(draws["x"][0])

@@ -110,7 +110,7 @@ def name_of(x):
     return "-".join(x) if isinstance(x, tuple) else None
 
 
-@pytest.mark.thin(4)
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("estimator, law, broken, layouts", list(means()), ids=name_of)
 def test_mean(estimator, law, broken, layouts):
     check_case(law, estimator, (broken,), layouts)
@@ -155,7 +155,7 @@ SECOND = [
 ]
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("estimator, law, broken", SECOND, ids=name_of)
 def test_second_derivatives(estimator, law, broken):
     """Where the order allows it; on the objective with apart elements, which is the cheapest."""

@@ -78,7 +78,7 @@ LONG = ("scan", "scan_of_vmap", "scan_of_cond", "vmap_of_cond", "checkpoint_call
 SEVERAL = (est.MeasureValued, est.GaussHermite)  # too many paths, or nodes to be exact
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("law", EVERY)
 @pytest.mark.parametrize("name", CHOSEN)
 def test_form(name, law):

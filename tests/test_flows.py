@@ -74,7 +74,7 @@ def by_quadrature(name):
     return [np.asarray(x) for x in run()]
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @FAMILIES
 def test_the_density_integrates_to_one(name):
     total, bare, _ = by_quadrature(name)
@@ -82,6 +82,7 @@ def test_the_density_integrates_to_one(name):
     assert abs(bare - 1) > 1e-2  # the determinant matters here
 
 
+@pytest.mark.thin(2)
 @FAMILIES
 def test_draws_follow_the_density(name):
     q, exact = flow(bijection(name)), by_quadrature(name)[2]
@@ -137,7 +138,7 @@ def flat(grads):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(grads)])
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @FAMILIES
 def test_gradients_are_those_of_plain_jax(name):
     """The same noise, and the forward pass written by hand."""

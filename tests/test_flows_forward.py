@@ -95,7 +95,7 @@ def test_a_draw_is_not_inverted_and_has_the_density_of_the_inverse(wrap):
     assert count > 0
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_estimates_are_those_of_the_inverse(wrap, monkeypatch):
     """Value and gradient, the same key."""

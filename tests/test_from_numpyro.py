@@ -205,7 +205,7 @@ def nested(values):
     return tree
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_density_and_its_gradient_are_numpyros(name, x64):
     fn, given = MODELS[name]

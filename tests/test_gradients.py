@@ -128,7 +128,7 @@ def one_site_cases():
     ]
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("name, estimators, x64", one_site_cases(), indirect=["x64"], ids=label)
 def test_one_site(name, estimators, x64):
     distribution, log_density, (nodes, weights), _ = ONE_SITE[name]
@@ -206,6 +206,7 @@ def pair_cases():
     return [*pairs, *mixed]
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     "first, e_first, second, e_second, x64", pair_cases(), indirect=["x64"], ids=label
 )

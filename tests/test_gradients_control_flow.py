@@ -46,7 +46,7 @@ def cases():
     return one + [(name, *c, True) for name in IN_FLOAT64 for c in CASES + DEFAULTS]
 
 
-@pytest.mark.thin(4)
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("name, law, estimators, x64", cases(), indirect=["x64"], ids=label)
 def test_form(name, law, estimators, x64):
     program, expectation = case(name, law)

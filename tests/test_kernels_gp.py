@@ -34,7 +34,7 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.thin(4)
+@pytest.mark.thin(5)
 @needs_native
 @pytest.mark.parametrize(("case", "dtype"), VARIANTS)
 def test_native_is_as_right_as_the_definition(case, dtype):

@@ -420,11 +420,15 @@ ys = jnp.asarray(np.random.default_rng(1).standard_normal((37, 50, 1)), jnp.floa
 def f(y, *rest):
     return mp.kalman_log_likelihood(y, *rest[:6], b=rest[6], d=rest[7])
 g = jax.vmap(jax.value_and_grad(f, argnums=(0, 1, 2)), (0,) + (None,) * 8)
+own = jax.vmap(jax.value_and_grad(f, argnums=(0, 1, 2)), (0, 0) + (None,) * 7)
+together = jax.value_and_grad(lambda *model: g(*model)[0].sum(), argnums=(0, 1, 2, 3, 4))
 t = jnp.arange(99.0)
 @jax.jit
 def all_of(ys, *model):
     matern = mp.matern_log_likelihood(t, jnp.sin(t), "5/2", 1.0, 3.0, 0.1)
-    return jax.tree.leaves((g(ys, *model[1:]), jax.value_and_grad(f)(*model), matern))
+    A = model[1] * jnp.linspace(0.9, 1, len(ys))[:, None, None]
+    series = g(ys, *model[1:]), own(ys, A, *model[2:]), together(ys, *model[1:])
+    return jax.tree.leaves((series, jax.value_and_grad(f)(*model), matern))
 np.savez({!r}, *map(np.asarray, all_of(ys, *model)))
 """
 

@@ -142,7 +142,7 @@ def observations_and_factors_in_cond_in_vmap(a):
     jax.vmap(lane)(jnp.asarray(DATA, a.dtype))
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("name", CASES)
 def test_densities_agree_with_scipy(name, x64):
     check_densities(*CASES[name])

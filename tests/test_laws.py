@@ -285,7 +285,7 @@ def check_densities(model, exact):
             np.testing.assert_allclose(got[what], value, rtol, 10 * rtol, err_msg=what)
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("name", CASES)
 def test_densities_agree_with_scipy(name, x64):
     check_densities(*CASES[name])

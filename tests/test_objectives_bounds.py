@@ -88,7 +88,7 @@ def draws_of(x64):
     return dict(zip(CASES, found, strict=True))
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_gradient_are_unbiased(name, x64):
     check_mean(draws_of(x64)[name], exactly(CASES[name][1], THETA))

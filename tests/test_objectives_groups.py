@@ -111,7 +111,7 @@ def draws_of(x64):
     return dict(zip(CASES, found, strict=True))
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_gradient_of_a_group(name, x64):
     _, expectation, columns = CASES[name]
@@ -307,7 +307,7 @@ def divergence_draws(third):
     return dict(zip(DIVERGENCES, found, strict=True))
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("third", [False, True], ids=["guide", "proposal"])
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_divergences_against_quadrature(name, third):

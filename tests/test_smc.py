@@ -194,6 +194,7 @@ def evidence(using, key, n=4000):
     return np.asarray(run(jax.random.split(key, n)), float)
 
 
+@pytest.mark.optimized
 @pytest.mark.thin(2)
 @pytest.mark.parametrize("resample", ["systematic", "stratified", "multinomial"])
 def test_evidence_of_a_linear_gaussian_model(resample):

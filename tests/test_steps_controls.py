@@ -94,7 +94,7 @@ def draws(name):
     return [np.asarray(x) for x in run(jax.random.split(KEY, 40_000))]
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_the_gradient_of_each_group_is_unbiased(name):
     """Against enumeration. A baseline's own parameter learns besides, so it is left out."""
@@ -138,7 +138,7 @@ LOOPS = [n for n in ESTIMATORS if n != "relax"]  # which would have several valu
 CASES = [(n, program) for n in ESTIMATORS] + [(n, in_a_scan) for n in LOOPS]
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.slow_in_float64
 @pytest.mark.parametrize(("name", "f"), CASES, ids=lambda x: getattr(x, "__name__", x))
 def test_an_estimate_is_that_of_the_scalar_alone(name, f, x64):
