@@ -86,13 +86,14 @@ struct Series {
     if (of.steps > 0) gather(of.d, 0, 1, m, d);
     if (of.steps > 1) gather(of.b, 0, 1, n, b);
   }
-  // `size` numbers of each of `steps` times; series beyond the last repeat it.
+  // `size` numbers of each of `steps` times, of an array that varies if there are several; series beyond the
+  // last repeat it.
   VARAX_INLINE void gather(const Strided<const T>& a, int64_t t, int steps, int size, W* to) const {
     for (int l = 0; l < kKalmanTogether; ++l) {
       const T* p = a.data + (first + (l < count ? l : count - 1)) * a.series + t * a.step;
       T* flat = to->numbers() + l;
-      for (int i = 0; i < steps; ++i, p += a.step)
-        for (int k = 0; k < size; ++k, flat += kKalmanTogether) *flat = p[k];
+#pragma GCC unroll 8
+      for (int i = 0; i < steps * size; ++i) flat[i * kKalmanTogether] = p[i];
     }
   }
   // The observations of a segment. Each series is a stream of its own, too many for the processor to
@@ -109,8 +110,8 @@ struct Series {
     for (int l = 0; l < count; ++l) {
       T* p = a.data + (first + l) * a.series + t * a.step;
       const T* flat = from->numbers() + l;
-      for (int i = 0; i < steps; ++i, p += a.step)
-        for (int k = 0; k < size; ++k, flat += kKalmanTogether) p[k] = *flat;
+#pragma GCC unroll 8
+      for (int i = 0; i < steps * size; ++i) p[i] = flat[i * kKalmanTogether];
     }
   }
   VARAX_INLINE void update(int64_t t, const W* y) {
