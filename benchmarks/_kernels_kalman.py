@@ -61,7 +61,7 @@ def entries(quick: bool) -> list[Entry]:
 def arrays(n: int, steps: int, batch: tuple[int, ...] = (), own: tuple[int, ...] = ()) -> list[Any]:
     """y, A, Q, H, R, m0, P0."""
     rng = np.random.default_rng(0)
-    A = 0.9 * np.eye(n) + 0.1 * rng.standard_normal((*own, n, n)) / np.sqrt(n)
+    A = 0.9 * np.eye(n) + 0.1 * rng.standard_normal((n, n)) / np.sqrt(n)
     model = (
         rng.standard_normal((*batch, steps)), A, 0.1 * np.eye(n), rng.standard_normal(n),
         0.5, np.zeros(n), np.eye(n),
@@ -115,7 +115,9 @@ def series(
     n: int, steps: int, gradient: bool, own: bool
 ) -> Callable[[], dict[str, Callable[[], Any]]]:
     def make() -> dict[str, Callable[[], Any]]:
-        model = arrays(n, steps, (64,), (64,) if own else ())
+        model = arrays(n, steps, (64,))
+        if own:
+            model[1] *= jnp.linspace(0.9, 1, 64)[:, None, None]
 
         def of(f: Any) -> Any:
             return lambda *a: jax.vmap(f, (0, 0 if own else None) + (None,) * 5)(*a).sum()

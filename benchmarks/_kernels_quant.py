@@ -1,8 +1,12 @@
-"""Products with packed weights against XLA's own products, torch and onnxruntime."""
+"""Products with packed weights against XLA's own products, torch and onnxruntime.
+
+Weights come from memory, as those of a network do: every candidate goes through copies of its own.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +19,7 @@ from varax.kernels.quant import NF4, PackedWeights, quantized_matmul
 from varax.kernels.quant.layout import group_count
 
 Candidates = dict[str, Callable[[], Any]]
+COLD = 1 << 28  # bytes: more than caches hold
 
 
 def entries(quick: bool) -> list[Entry]:
@@ -55,6 +60,12 @@ def _weights(
     return packed, np.asarray(packed.dequantize()), codes, scales
 
 
+def _cold(make: Callable[[], Callable[[], Any]], size: int) -> Callable[[], Any]:
+    """A product whose weights, of `size` bytes, are not in a cache: those of copies in turn."""
+    copies = itertools.cycle([make() for _ in range(-(-COLD // size))])
+    return lambda: next(copies)()
+
+
 def _entry(
     rows: int, inputs: int, outputs: int, bits: int, group: int, activations: str, grid: str
 ) -> Entry:
@@ -62,21 +73,26 @@ def _entry(
         packed, dense, codes, scales = _weights(inputs, outputs, bits, group, grid)
         x = np.random.default_rng(1).standard_normal((rows, inputs)).astype(np.float32)
         own = jax.jit(quantized_matmul, static_argnums=2)
-        rows_of_x, plain, matrix = jnp.asarray(x), jax.jit(jnp.matmul), jnp.asarray(dense)
-        candidates: Candidates = {
-            "varax": lambda: own(rows_of_x, packed, activations),
-            "plain XLA": lambda: plain(rows_of_x, matrix),
+        rows_of_x, plain = jnp.asarray(x), jax.jit(jnp.matmul)
+
+        def product(f: Any, weights: Any, *more: Any) -> Callable[[], Any]:
+            copied = jax.tree.map(jnp.array, weights)
+            return lambda: f(rows_of_x, copied, *more)
+
+        makers = {
+            "varax": (bits, lambda: product(own, packed, activations)),
+            "plain XLA": (32, lambda: product(plain, dense)),
         }
         if activations == "int8" and bits == 8:
-            candidates["XLA int8 dot"] = _xla_int8(x, dense)
+            makers["XLA int8 dot"] = (8, lambda: _xla_int8(x, dense))
         torch, onnx = (importlib.util.find_spec(p) is not None for p in ("torch", "onnxruntime"))
         if bits == 8 and activations == "int8" and torch:
-            candidates["torch int8 dynamic"] = _torch_int8(x, dense)
+            makers["torch int8 dynamic"] = (8, lambda: _torch_int8(x, dense))
         if bits == 4 and not grid and activations == "float32" and torch:
-            candidates["torch int4 pack (bfloat16)"] = _torch_int4(x, codes, scales)
+            makers["torch int4 pack (bfloat16)"] = (4, lambda: _torch_int4(x, codes, scales))
         if bits == 4 and not grid and activations == "int8" and onnx:
-            candidates["onnxruntime MatMulNBits"] = _onnxruntime(x, codes, scales)
-        return candidates
+            makers["onnxruntime MatMulNBits"] = (4, lambda: _onnxruntime(x, codes, scales))
+        return {k: _cold(make, inputs * outputs * b // 8) for k, (b, make) in makers.items()}
 
     # Codes and scales are read once; rows and results are small beside them.
     size = inputs * outputs * bits / 8 + 4 * group_count(inputs, group) * outputs

@@ -93,7 +93,12 @@ def difference(got: Any, expected: Any) -> float:
         if a.shape != b.shape:
             raise ValueError(f"returns an array of shape {a.shape} where varax's has {b.shape}")
         size = np.sqrt(np.mean(b**2)) if b.size else 0.0
-        found = max(found, float(np.sqrt(np.mean((a - b) ** 2)) / size) if size else abs(a).max())
+        away = (
+            float(np.sqrt(np.mean((a - b) ** 2)) / size) if size else float(abs(a).max(initial=0))
+        )
+        if not np.isfinite(away):
+            raise ValueError("returns numbers that are not finite, or varax does")
+        found = max(found, float(away))
     return found
 
 

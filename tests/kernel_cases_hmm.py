@@ -63,6 +63,11 @@ CASES = [
     filter_case("steep", chain(60, 5, scale=200.0)),
     filter_case("flat", lambda rng: (*(a := chain(60, 5, scale=1e-6)(rng))[:2], a[2] - 1)),
     filter_case("excluding", excluding(50, 5)),
+    filter_case(
+        "vmap-other-axes",
+        lambda rng: tuple(np.moveaxis(a, 0, 1) for a in chain(7, 3, batch=((5,),) * 3)(rng)),
+        1,
+    ),
     filter_case("vmap-all", chain(20, 3, batch=((5,), (5,), (5,))), 0),
     filter_case("vmap-shared", chain(40, 4, batch=((), (), (19,))), (None, None, 0)),
     filter_case("vmap-transitions", chain(20, 5, batch=((), (6,), ())), (None, 0, None)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 from kernel_checks import Case
 
@@ -62,6 +63,22 @@ def batched(names, **mask):
     return (*(0 if name in names else None for name in NAMES), *mask.values())
 
 
+def axes_of(**axes):
+    return tuple(axes.get(name) for name in NAMES)
+
+
+def moved(arrays):
+    """Of 12 series, y `[4, t, 3, m]` and the A of every third `[n, 3, n]`."""
+    y, A, *rest = arrays
+    y = np.moveaxis(y.reshape(3, 4, *y.shape[1:]), 0, 2)
+    return (y, np.moveaxis(A[::4], 0, 1), *rest)
+
+
+def of_moved(*arrays):
+    f = jax.vmap(of_arrays(mp.kalman_filter), axes_of(y=0))
+    return jax.vmap(f, axes_of(y=2, A=1))(*arrays)
+
+
 FILTER = [
     *(case(f"{n}-1-filter", mp.kalman_filter, n, 1, 9) for n in (1, 2, 3, 5, 8)),
     case("6-1-likelihood", mp.kalman_log_likelihood, 6, 1, 130),
@@ -109,6 +126,9 @@ FILTER = [
         "batch-shared-many-observed", mp.kalman_filter, 3, 2, 35, mask=(2,),
         batch=(3,), batched=("m0", "b"), axes=batched(("m0", "b"), mask=None),
     ),
+    Case("batch-other-axes", "kalman_filter", of_moved, lambda rng: moved(chain(
+        rng, 2, 1, 6, batch=(12,), batched=("y", "A")
+    ))),
     case(
         "batch-mask", mp.kalman_filter, 2, 2, 8, mask=(17, 8, 2),
         batch=(17,), batched=("y",), axes=batched(("y",), mask=0),

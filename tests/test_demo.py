@@ -1,5 +1,6 @@
 """What a newcomer runs: the README's snippets as printed, the documents' code, the command line."""
 
+import os
 import re
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 
 import varax as vx
 from varax import cli
+from varax.kernels import native
 from varax.models import vae
 
 ROOT = Path(__file__).resolve().parents[1]
 matplotlib.use("Agg")
+SMALL = f"--xla_backend_extra_options={cli.SMALL_LOOPS}"
 
 
 def blocks(name):
@@ -123,3 +126,23 @@ def test_command_line(capsys):
     assert cli.main(["doctor"]) == 0
     shown = capsys.readouterr().out
     assert vx.__version__ in shown and jax.__version__ in shown and "devices" in shown
+    used = native.instruction_set()
+    assert f"instruction set {used}" in shown if used else f"native     {native.missing()}" in shown
+    by_platform = {line.split()[0]: line for line in shown.splitlines() if ": " in line}
+    assert re.search(r"native: .*kalman_filter" if used else "xla: .*kalman", shown)
+    assert {"cpu", "cuda", "tpu"} <= by_platform.keys()
+    assert re.search(r"tpu +pallas: .*covariance_matmul.*quantized_matmul", shown)
+
+
+@pytest.mark.parametrize("given", ["", "--xla_cpu_use_fusion_emitters=true", SMALL + "=7"])
+def test_commands_set_the_threshold_for_small_loops(monkeypatch, capsys, given):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    cli.doctor()
+    assert ("helps scans" in capsys.readouterr().out) == (given != SMALL + "=7")
+    cli._set_xla_flags()
+    flags = os.environ["XLA_FLAGS"]
+    assert given in flags  # what the user has set is kept
+    assert flags.count("small_while_loop_byte_threshold") == 1
+    assert given == SMALL + "=7" or SMALL + "=65536" in flags
+    cli.doctor()
+    assert "threshold for small loops is set" in capsys.readouterr().out

@@ -173,6 +173,12 @@ def test_nan_and_narrow_floats(implementation):
     with kernels.using(factor_graph=implementation):
         found = jax.jit(functools.partial(sum_product, iterations=5))(graph)
         assert jnp.isnan(found.log_partition)
+        for at in ((0, 0), (1, 0), (0, 1)):
+            tables = jnp.ones((4, 2, 2)).at[2].set(jnp.eye(2).at[at].set(jnp.nan))
+            bad = FactorGraph(jnp.zeros((4, 2)), ((grid(2), tables),))
+            for operation in (sum_product, max_product):
+                found = jax.jit(functools.partial(operation, iterations=5, damping=0.1))(bad)
+                assert jnp.isnan(found.residual)
         narrow = FactorGraph(
             jnp.ones((4, 2), jnp.bfloat16), ((grid(2), jnp.eye(2, dtype=jnp.bfloat16)),)
         )

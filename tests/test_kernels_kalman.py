@@ -21,7 +21,10 @@ NATIVE = pytest.mark.skipif(native.missing() is not None, reason=str(native.miss
 FALSE_ALARM = 1e-6
 
 OTHERS = ("parallel", "square_root")  # other algorithms, other rounding
-OTHERS_TRY = ("4-3", "3-2-varying-mask", "one step", "2-1-mask", "batch-mask")
+OTHERS_TRY = (
+    *("4-3", "3-2-varying-mask", "one step", "2-1-mask", "batch-mask"),
+    *("4-2-varying-mask", "batch"),  # of the smoother
+)
 # What `make test` runs, one of each kind: each takes seconds, in which the plain form is compiled.
 QUICK = {
     *(f"kalman_filter-{name}-native-float32" for name in ("3-1-filter", "large", "batch-y")),
@@ -111,6 +114,8 @@ def test_it_is_the_dense_gaussian(implementation):
     model = chain(rng, n, 2, steps, varying=True)
     mask = rng.random((steps, 2)) < 0.7
     with jax.enable_x64(True), kernels.using(implementation):
+        used = kernels.explain(lambda y: mp.kalman_smoother(y, *model[1:7]), model[0]).uses
+        assert [use.chosen["cpu"] for use in used] == [implementation]
         found = mp.kalman_filter(*model[:7], b=model[7], d=model[8], mask=mask)
         smooth = mp.kalman_smoother(*model[:7], b=model[7], d=model[8], mask=mask)
     ll, mean, cov = posterior(model, mask)
@@ -311,13 +316,17 @@ def test_draws_are_from_the_posterior():
     assert (abs(z) < ndtri(1 - FALSE_ALARM / 128)).all()
 
 
-def test_a_draw_is_affine_in_its_noise_with_the_posterior_s_covariance():
-    model = chain(np.random.default_rng(4), 2, 1, 4)
+@pytest.mark.parametrize("mask", [[1, 1, 1, 1], [1, 0, 0, 1], [0, 0, 0, 0]])
+def test_a_draw_is_affine_in_its_noise_with_the_posterior_s_covariance(mask):
+    model, mask = chain(np.random.default_rng(4), 2, 1, 4), np.array(mask, bool)[:, None]
+
+    def f(noise):
+        return mp.kalman_sample(noise, *model[:7], b=model[7], d=model[8], mask=mask).ravel()
+
     with jax.enable_x64(True):
-        f = lambda e: mp.kalman_sample(e, *model[:7], b=model[7], d=model[8]).ravel()  # noqa: E731
         at_zero, root = jax.jit(lambda e: (f(e), jax.jacfwd(f)(e)))(jnp.zeros((4, 2)))
         root = root.reshape(8, 8)
-        _, mean, cov = posterior(model, np.ones((4, 1), bool))
+        _, mean, cov = posterior(model, mask)
         np.testing.assert_allclose(at_zero, mean, rtol=1e-8, atol=1e-9)
         np.testing.assert_allclose(root @ root.T, cov, rtol=1e-8, atol=1e-9)
 

@@ -1,8 +1,9 @@
 """The Kalman smoother: moments of every state given all observations.
 
-The definition is Rauch, Tung and Striebel's recursion. The native form needs no inverse of a
-predicted covariance (singular ones are fine): with the cotangents m~, P~ of the log-likelihood in
-a filtered mean and covariance through the *next* steps, which the filter's own adjoint gives,
+The definition is Rauch, Tung and Striebel's recursion. The native and the parallel form need no
+inverse of a predicted covariance (singular ones are fine): with the cotangents m~, P~ of the
+log-likelihood in a filtered mean and covariance through the *next* steps, which the filter's own
+adjoint gives,
 
     E[x | all y] = m + P m~        Cov[x | all y] = P + P (2 P~ - m~ m~') P
 
@@ -17,11 +18,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..frame import Call, Operation
+from ..frame import Call, Implementation, Operation
+from ..frame.implementation import Adjoint, Value
 from ..native import native
-from . import kalman_definition, kalman_native
+from . import kalman_definition, kalman_native, kalman_parallel, kalman_square_root
 from .kalman_checks import prepared
 from .kalman_definition import OPERANDS, by_time, symmetric
+from .kalman_in_jax import empty, in_jax, too_short
 from .small import factor, solved, times, transposed
 
 
@@ -52,46 +55,71 @@ def _definition(*operands: Any) -> Any:
     return log_likelihood, means, covariances
 
 
-def _native_value(call: Call, *operands: Any) -> Any:
-    steps = call.operands[0].shape[0]
-    filter_call = dataclasses.replace(call, statics={"moments": True}, save=True)
-    outputs, residuals = kalman_native.value(filter_call, *operands)
-    log_likelihood, means, covariances = outputs
-    # b and Q of every transition, so that their cotangents are those of every predicted moment
-    of = dict(zip(OPERANDS, operands, strict=True))
-    shapes = list(call.operands)
-    for name, core in (("b", 1), ("Q", 2)):
-        i = OPERANDS.index(name)
-        if shapes[i].ndim == core:
-            front = of[name].shape[: of[name].ndim - core]
-            each = of[name].reshape((*front, 1, *shapes[i].shape))
-            full = (max(steps - 1, 0), *shapes[i].shape)
-            of[name] = jnp.broadcast_to(each, (*front, *full))
-            shapes[i] = jax.ShapeDtypeStruct(full, shapes[i].dtype)
-    call = dataclasses.replace(filter_call, operands=tuple(shapes))
-    cotangents = (jnp.ones_like(log_likelihood), None, None)
-    found = kalman_native.adjoint(call, tuple(of.values()), residuals, cotangents)
-    dQ, db = found[OPERANDS.index("Q")], found[OPERANDS.index("b")]
-    A, i = of["A"], OPERANDS.index("A")
-    if call.operands[i].ndim == 2:  # a time axis
-        A = A[..., None, :, :]
-    if call.batch is not None and not call.batched[i]:
-        A = A[None]
-    At = transposed(A)
-    dm = times(At, db[..., None])
-    dP = 2 * times(times(At, dQ), A) - dm * transposed(dm)
-    pad = [(0, 0)] * (dm.ndim - 3) + [(0, 1)] + [(0, 0)] * 2
-    dm, dP = jnp.pad(dm, pad)[..., :steps, :, :], jnp.pad(dP, pad)[..., :steps, :, :]
-    smoothed = covariances + symmetric(times(times(covariances, dP), covariances))
-    return (log_likelihood, means + times(covariances, dm)[..., 0], smoothed), ()
+def _by_gradient(value: Value, adjoint: Adjoint) -> Value:
+    """The smoother from a form of the filter and its adjoint."""
+
+    def smoothed(call: Call, *operands: Any) -> Any:
+        steps = call.operands[0].shape[0]
+        filter_call = dataclasses.replace(call, statics={"moments": True}, save=True)
+        outputs, residuals = value(filter_call, *operands)
+        log_likelihood, means, covariances = outputs
+        # b and Q of every transition, so that their cotangents are those of every predicted moment
+        of = dict(zip(OPERANDS, operands, strict=True))
+        shapes = list(call.operands)
+        for name, core in (("b", 1), ("Q", 2)):
+            i = OPERANDS.index(name)
+            if shapes[i].ndim == core:
+                front = of[name].shape[: of[name].ndim - core]
+                each = of[name].reshape((*front, 1, *shapes[i].shape))
+                full = (max(steps - 1, 0), *shapes[i].shape)
+                of[name] = jnp.broadcast_to(each, (*front, *full))
+                shapes[i] = jax.ShapeDtypeStruct(full, shapes[i].dtype)
+        back_call = dataclasses.replace(filter_call, operands=tuple(shapes))
+        cotangents = (jnp.ones_like(log_likelihood), None, None)
+        found = adjoint(back_call, tuple(of.values()), residuals, cotangents)
+        dQ, db = found[OPERANDS.index("Q")], found[OPERANDS.index("b")]
+        A, i = of["A"], OPERANDS.index("A")
+        if call.operands[i].ndim == 2:  # no time axis
+            A = A[..., None, :, :]
+        if call.batch is not None and not call.batched[i]:
+            A = A[None]
+        At = transposed(A)
+        dm = times(At, db[..., None])
+        dP = 2 * times(times(At, dQ), A) - dm * transposed(dm)
+        pad = [(0, 0)] * (dm.ndim - 3) + [(0, 1)] + [(0, 0)] * 2
+        dm, dP = jnp.pad(dm, pad)[..., :steps, :, :], jnp.pad(dP, pad)[..., :steps, :, :]
+        covariance = covariances + symmetric(times(times(covariances, dP), covariances))
+        return (log_likelihood, means + times(covariances, dm)[..., 0], covariance), ()
+
+    return smoothed
 
 
+def _square_root(call: Call, *operands: Any) -> Any:
+    f = kalman_square_root.smoothed
+    if call.batch is not None:
+        f = jax.vmap(f, tuple(0 if has else None for has in call.batched))
+    return f(*operands), ()
+
+
+_parallel = in_jax("parallel", ("cuda", "tpu"), kalman_parallel, refuse=too_short)
+assert _parallel.adjoint is not None
+_in_parallel = _by_gradient(_parallel.value, _parallel.adjoint)
 operation = Operation(
     "kalman_smoother",
     _definition,
-    implementations=(native(_native_value, refuse=kalman_native.refuse),),
+    implementations=(
+        native(
+            _by_gradient(kalman_native.value, kalman_native.adjoint), refuse=kalman_native.refuse
+        ),
+        Implementation("parallel", ("cuda", "tpu"), _in_parallel, refuse=too_short),
+    ),
     differentiable=(True,) * 9 + (False,),
 )
+# behind "xla": where they are asked for
+operation.implementations += [
+    Implementation("parallel", ("cpu",), _in_parallel, refuse=empty),
+    Implementation("square_root", (), _square_root, refuse=empty),
+]
 
 
 class Smoothed(NamedTuple):

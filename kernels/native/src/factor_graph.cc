@@ -1,6 +1,8 @@
 // FFI handlers of message passing on pairwise factor graphs: the plan, and the loop over sweeps.
 #include "factor_graph.h"
 
+#include <cmath>
+#include <limits>
 #include <new>
 #include <numeric>
 #include <string>
@@ -131,7 +133,7 @@ void run(const Layout& layout, int64_t variables, int64_t states, int64_t edges,
       }
     });
     change = 0;
-    for (T x : changes) change = std::max(change, x);
+    for (T x : changes) change = x > change || std::isnan(x) ? x : change;
     std::swap(before, after);
     ++done;
   }

@@ -16,6 +16,7 @@ struct Sweep {
   typedef typename Lanes<T, L>::V V;
   typedef typename Lanes<T, L>::I I;
 
+  static VARAX_INLINE V larger(V a, V x) { return ((x > a) | (x != x)) ? x : a; }  // a NaN stays
   static VARAX_INLINE void rescale(V* x, int64_t states) {
     V most = x[0];
     for (int64_t s = 1; s < states; ++s) most = x[s] > most ? x[s] : most;
@@ -64,10 +65,10 @@ struct Sweep {
             V sum = zero;
             for (int64_t x = 0; x < states; ++x) {
               const V term = cavity[x] * load<V>(table + (x * states + y) * kGraphLanes);
-              sum = maximum ? (sum > term ? sum : term) : sum + term;
+              sum = maximum ? larger(sum, term) : sum + term;
             }
             message[y] = sum;
-            norm = maximum ? (norm > sum ? norm : sum) : norm + sum;
+            norm = maximum ? larger(norm, sum) : norm + sum;
           }
           const V inverse = T(1) / (norm == zero ? zero + T(1) : norm);
           const int64_t own = (first + k) * states * kGraphLanes + lane;
@@ -76,7 +77,7 @@ struct Sweep {
             V now = message[y] * inverse;
             now += damping * (old - now);
             const V change = now > old ? now - old : old - now;
-            largest = largest > change ? largest : change;
+            largest = larger(largest, change);
             store(after + own + y * kGraphLanes, now);
           }
           for (int64_t s = 0; s < states; ++s) suffix[s] *= in[s];
@@ -84,7 +85,9 @@ struct Sweep {
         }
       }
     }
-    return max_of<T, L>(largest);
+    T most = 0;
+    for (int l = 0; l < L; ++l) most = largest[l] > most || largest[l] != largest[l] ? largest[l] : most;
+    return most;
   }
 };
 
