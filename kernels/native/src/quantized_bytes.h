@@ -32,6 +32,40 @@ struct Table {
   explicit Table(const uint8_t* t) : entries(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)t))) {}
   Bytes operator()(Bytes v) const { return _mm512_shuffle_epi8(entries, v); }
 };
+#elif VARAX_LEVEL == 1
+struct Bytes {
+  __m256i half[2];
+};
+inline Bytes load_bytes(const uint8_t* p) {
+  return {{_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 32))}};
+}
+inline void store_bytes(uint8_t* p, const Bytes& v) {
+  for (int h = 0; h < 2; ++h) _mm256_storeu_si256((__m256i*)(p + 32 * h), v.half[h]);
+}
+inline Bytes field(Bytes v, int shift, int mask) {
+  for (auto& half : v.half) half = _mm256_and_si256(_mm256_srli_epi16(half, shift), _mm256_set1_epi8(mask));
+  return v;
+}
+inline Bytes plus_four_where(Bytes v, const uint8_t* bits) {
+  const __m256i one = _mm256_set1_epi64x(int64_t(0x8040201008040201));  // the bit of each byte
+  const __m256i from = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+  for (int h = 0; h < 2; ++h) {
+    int32_t word;
+    std::memcpy(&word, bits + 4 * h, 4);
+    const __m256i spread = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(word), from), one);
+    const __m256i where = _mm256_cmpeq_epi8(spread, one);
+    v.half[h] = _mm256_add_epi8(v.half[h], _mm256_and_si256(where, _mm256_set1_epi8(4)));
+  }
+  return v;
+}
+struct Table {
+  __m256i entries;
+  explicit Table(const uint8_t* t) : entries(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)t))) {}
+  Bytes operator()(Bytes v) const {
+    for (auto& half : v.half) half = _mm256_shuffle_epi8(entries, half);
+    return v;
+  }
+};
 #else
 struct Bytes {
   uint8_t b[64];
@@ -57,15 +91,7 @@ struct Table {
   explicit Table(const uint8_t* t) : entries(t) {}
   Bytes operator()(const Bytes& v) const {
     Bytes r;
-#if VARAX_LEVEL == 1
-    __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)entries));
-    for (int i = 0; i < 64; i += 32) {
-      __m256i half = _mm256_loadu_si256((const __m256i*)(v.b + i));
-      _mm256_storeu_si256((__m256i*)(r.b + i), _mm256_shuffle_epi8(t, half));
-    }
-#else
     for (int i = 0; i < 64; ++i) r.b[i] = entries[v.b[i]];
-#endif
     return r;
   }
 };

@@ -6,7 +6,7 @@
 // result has the same bits on every instruction set. The codes are unsigned and the rows signed, as
 // vpdpbusd wants them, so the zero points cost one product with the sums of the rows' groups.
 //
-// Where the multiply-add of bytes saturates at 16 bits (AVX2), the codes c are split into c - 128 and
+// Where the multiply-add of bytes saturates at 16 bits (AVX2), codes c above 15 are split into c - 128 and
 // 128: |c - 128| * 127 * 2 < 2^15.
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -30,6 +30,7 @@ constexpr int32_t SHIFT = 0;
 using Sum = __m512i;
 inline Sum start(const Ints& v) { return (__m512i)v; }
 inline Ints finish(const Sum& s) { return (Ints)s; }
+template <bool>
 inline void add_products(Sum& sum, Bytes codes, const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, 4);
@@ -52,14 +53,19 @@ inline Ints finish(const Sum& s) {
   std::memcpy(&v, &s, 64);
   return v;
 }
+template <bool SMALL>
 inline void add_products(Sum& sum, const Bytes& codes, const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, 4);
   const __m256i row = _mm256_set1_epi32(four), ones = _mm256_set1_epi16(1);
   for (int h = 0; h < 2; ++h) {
-    __m256i c = _mm256_loadu_si256((const __m256i*)(codes.b + 32 * h));
-    c = _mm256_xor_si256(c, _mm256_set1_epi8(-128));
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(c), _mm256_sign_epi8(row, c));
+    __m256i pairs;
+    if constexpr (SMALL) {
+      pairs = _mm256_maddubs_epi16(codes.half[h], row);
+    } else {
+      const __m256i c = _mm256_xor_si256(codes.half[h], _mm256_set1_epi8(-128));
+      pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(c), _mm256_sign_epi8(row, c));
+    }
     sum.half[h] = _mm256_add_epi32(sum.half[h], _mm256_madd_epi16(pairs, ones));
   }
 }
@@ -69,6 +75,7 @@ constexpr int32_t SHIFT = 0;
 using Sum = Ints;
 inline Sum start(const Ints& v) { return v; }
 inline Ints finish(const Sum& s) { return s; }
+template <bool>
 inline void add_products(Sum& sum, const Bytes& codes, const int8_t* x) {
   for (int n = 0; n < 16; ++n) {
     const uint8_t* c = codes.b + 4 * n;
@@ -89,17 +96,18 @@ struct Chunk {
   Floats* totals;        // [rows][COLUMNS]
 };
 
-template <int BITS, int MR, int NT>
+// SMALL: codes are at most 15.
+template <int BITS, bool SMALL, int MR, int NT>
 void multiply(const Chunk& c, int64_t row, int64_t tile) {
   constexpr int quads = quads_of_unit(BITS);
   Sum sum[MR][NT];
   for (int m = 0; m < MR; ++m)
     for (int t = 0; t < NT; ++t)
-      sum[m][t] = start((SHIFT - c.zeros[tile + t]) * c.sums[row + m]);
+      sum[m][t] = start(((SMALL ? 0 : SHIFT) - c.zeros[tile + t]) * c.sums[row + m]);
   const uint8_t* codes = c.codes + tile * c.tile_bytes;
   const int8_t* x = c.x + row * c.inputs;
   for (int64_t u = 0; u < c.inputs / (4 * quads); ++u, codes += bytes_of_unit(BITS)) {
-#if VARAX_LEVEL == 2
+#if VARAX_LEVEL > 0
     if (MR <= 2)
       for (int t = 0; t < NT; ++t) _mm_prefetch((const char*)codes + t * c.tile_bytes + 1024, _MM_HINT_T0);
 #endif
@@ -110,7 +118,7 @@ void multiply(const Chunk& c, int64_t row, int64_t tile) {
 #pragma GCC unroll 8
       for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
-        for (int t = 0; t < NT; ++t) add_products(sum[m][t], v[t], x + m * c.inputs);
+        for (int t = 0; t < NT; ++t) add_products<SMALL>(sum[m][t], v[t], x + m * c.inputs);
     }
   }
   for (int m = 0; m < MR; ++m) {
@@ -126,27 +134,27 @@ void multiply(const Chunk& c, int64_t row, int64_t tile) {
   }
 }
 
-template <int BITS, int MR, int NT>
+template <int BITS, bool SMALL, int MR, int NT>
 int64_t multiply_tiles(const Chunk& c, int64_t row, int64_t tile, int64_t tiles) {
-  for (; tile + NT <= tiles; tile += NT) multiply<BITS, MR, NT>(c, row, tile);
+  for (; tile + NT <= tiles; tile += NT) multiply<BITS, SMALL, MR, NT>(c, row, tile);
   return tile;
 }
 
-template <int BITS, int MR>
+template <int BITS, bool SMALL, int MR>
 void multiply_rows(const Chunk& c, int64_t row, int64_t tiles) {
   int64_t tile = 0;
-  if (VARAX_LEVEL == 2 && MR < 8) tile = multiply_tiles<BITS, MR, VARAX_LEVEL == 2 ? 4 : 1>(c, row, tile, tiles);
-  if (VARAX_LEVEL == 2) tile = multiply_tiles<BITS, MR, VARAX_LEVEL == 2 ? 2 : 1>(c, row, tile, tiles);
-  multiply_tiles<BITS, MR, 1>(c, row, tile, tiles);
+  if (VARAX_LEVEL == 2 && MR < 8) tile = multiply_tiles<BITS, SMALL, MR, VARAX_LEVEL == 2 ? 4 : 1>(c, row, tile, tiles);
+  if (VARAX_LEVEL == 2) tile = multiply_tiles<BITS, SMALL, MR, VARAX_LEVEL == 2 ? 2 : 1>(c, row, tile, tiles);
+  multiply_tiles<BITS, SMALL, MR, 1>(c, row, tile, tiles);
 }
 
-template <int BITS>
+template <int BITS, bool SMALL>
 void multiply_all(const Chunk& c, int64_t rows, int64_t tiles) {
   int64_t row = 0;
-  for (; MOST_ROWS >= 8 && row + 8 <= rows; row += 8) multiply_rows<BITS, MOST_ROWS >= 8 ? 8 : 1>(c, row, tiles);
-  for (; MOST_ROWS >= 4 && row + 4 <= rows; row += 4) multiply_rows<BITS, MOST_ROWS >= 4 ? 4 : 1>(c, row, tiles);
-  for (; MOST_ROWS >= 2 && row + 2 <= rows; row += 2) multiply_rows<BITS, MOST_ROWS >= 2 ? 2 : 1>(c, row, tiles);
-  for (; row < rows; ++row) multiply_rows<BITS, 1>(c, row, tiles);
+  for (; MOST_ROWS >= 8 && row + 8 <= rows; row += 8) multiply_rows<BITS, SMALL, MOST_ROWS >= 8 ? 8 : 1>(c, row, tiles);
+  for (; MOST_ROWS >= 4 && row + 4 <= rows; row += 4) multiply_rows<BITS, SMALL, MOST_ROWS >= 4 ? 4 : 1>(c, row, tiles);
+  for (; MOST_ROWS >= 2 && row + 2 <= rows; row += 2) multiply_rows<BITS, SMALL, MOST_ROWS >= 2 ? 2 : 1>(c, row, tiles);
+  for (; row < rows; ++row) multiply_rows<BITS, SMALL, 1>(c, row, tiles);
 }
 
 }  // namespace
@@ -217,10 +225,13 @@ void integer_product(const IntegerProduct& p, int64_t first_row, int64_t first_t
       chunk.codes = bytes;
       chunk.tile_bytes = inputs * TILE;
     }
+    constexpr bool small = VARAX_LEVEL == 1;  // elsewhere it makes no difference
     if (direct && w.bits == 4) {
-      multiply_all<4>(chunk, rows, tiles);
+      multiply_all<4, small>(chunk, rows, tiles);
+    } else if (small && w.bits < 8 && !p.table) {
+      multiply_all<8, small>(chunk, rows, tiles);
     } else {
-      multiply_all<8>(chunk, rows, tiles);
+      multiply_all<8, false>(chunk, rows, tiles);
     }
   }
 
