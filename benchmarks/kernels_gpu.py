@@ -1,6 +1,6 @@
 """The Pallas kernels on a real GPU (Hopper or newer): right first, then how fast.
 
-    python benchmarks/kernels_gpu.py [--quick]
+    python benchmarks/kernels_gpu.py [--quick] [--save | --out FILE]
 
 Every kernel is held against float64 on the host by the rule of the tests, error(kernel) <= 2 *
 error(plain form) + tiny; one that is wrong is reported, not timed, and makes the script fail. The
@@ -13,7 +13,6 @@ of the units used. Without such a GPU it says so and ends.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import statistics
 import time
@@ -23,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _report import Report
 
 from varax import kernels
 from varax.kernels.gp import covariance_matmul
@@ -200,15 +200,13 @@ def times(forms: dict[str, Callable[..., Any]], arrays: Any, rounds: int) -> dic
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
-    quick = parser.parse_args().quick
+    report = Report("kernels_gpu", __doc__)
+    quick = report.quick
     if reason := capability.too_old():
-        print(f"no GPU for these kernels: {reason}")
+        report.say(f"no GPU for these kernels: {reason}")
         return 0
     device = jax.devices("cuda")[0]
-    version = device.compute_capability
-    print(f"{device.device_kind}, compute capability {version}, JAX {jax.__version__}")
+    report.say(f"{device.device_kind}, compute capability {device.compute_capability}")
     chip = next((name for name in BANDWIDTH if name in device.device_kind), None)
     failures = 0
     for operation, what, size, f, terms, arrays, moved, work in [
@@ -224,7 +222,7 @@ def main() -> int:
             wrong = f"FAILED: {type(error).__name__}: {str(error)[:200]}"
         if wrong:
             failures += 1
-            print(line, wrong, flush=True)
+            report.say(f"{line} {wrong}")
             continue
         took = times(forms, arrays, 3 if quick else 15)
         line += f" pallas {1e6 * took['pallas']:9.1f} us   xla {1e6 * took['xla']:9.1f} us"
@@ -232,7 +230,8 @@ def main() -> int:
         if chip and moved:
             limit = max(moved / BANDWIDTH[chip], (work or 0) / FLOAT32[chip])
             line += f"   {100 * limit / took['pallas']:5.1f} % of the limit"
-        print(line, flush=True)
+        report.say(line)
+    report.close()
     return 1 if failures else 0
 
 
