@@ -109,7 +109,7 @@ def hierarchy():
 KINDS = ["mean_field", "full_rank", "low_rank", "structured", "flow", "laplace"]
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_guide_is_a_measure_over_the_models_choices(kind):
     """Its ELBO is that of `vx.objectives.elbo`, and its two densities agree."""

@@ -56,6 +56,7 @@ CASES = {
 }
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("name", CASES)
 def test_narrow_floats_are_computed_in_float32(name, dtype):

@@ -316,6 +316,7 @@ def test_draws_are_from_the_posterior():
     assert (abs(z) < ndtri(1 - FALSE_ALARM / 128)).all()
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("mask", [[1, 1, 1, 1], [1, 0, 0, 1], [0, 0, 0, 0]])
 def test_a_draw_is_affine_in_its_noise_with_the_posterior_s_covariance(mask):
     model, mask = chain(np.random.default_rng(4), 2, 1, 4), np.array(mask, bool)[:, None]

@@ -59,12 +59,13 @@ def test_the_signal_of_the_guide_fades():
     np.testing.assert_allclose(slope(ob.iwelbo, GUIDE, mean=ob.dreg), -0.5, atol=0.1)
 
 
-@pytest.mark.thin(2)
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("objective", [plain, sticking, ob.dreg, miwae, of_guide])
 def test_the_signal_of_the_guide_is_restored(objective):
     np.testing.assert_allclose(slope(objective, GUIDE), 0.5, atol=0.1)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("objective", [ob.iwelbo, miwae, of_model])
 def test_the_signal_of_the_model_grows(objective):
     np.testing.assert_allclose(slope(objective, MODEL), 0.5, atol=0.1)

@@ -112,7 +112,7 @@ CASES = {
 }
 
 
-@pytest.mark.thin(3)
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("name", CASES)
 def test_both_directions_are_unbiased(name):
     with jax.enable_x64(True):
