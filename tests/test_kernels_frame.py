@@ -301,6 +301,10 @@ def test_an_unknown_name_is_refused(toy):
     with pytest.raises(NoSuchImplementationError, match="toy has not this"):  # noqa: SIM117
         with kernels.using(toy="fortran"):
             pass
+    once = r"expected: native, parallel, xla, square_root\n"  # "parallel" is there twice
+    with pytest.raises(NoSuchImplementationError, match=once):  # noqa: SIM117
+        with kernels.using(kalman_smoother="squareroot"):
+            pass
     with pytest.raises(NoSuchImplementationError, match="There is no operation toys"):  # noqa: SIM117
         with kernels.using(toys="xla"):
             pass

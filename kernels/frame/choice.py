@@ -110,7 +110,7 @@ def _known(given: Sequence[tuple[str, str]]) -> Forced:
         if name not in names:
             raise NoSuchImplementationError(
                 "No operation has this implementation." if key == ALL else f"{key} has not this.",
-                expected=", ".join(names),
+                expected=", ".join(dict.fromkeys(names)),
                 got=name,
                 fix="varax.kernels.explain(f, *args) lists the implementations behind f",
             )

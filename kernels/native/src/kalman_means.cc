@@ -11,6 +11,19 @@ std::string unshared(const KalmanModel<T>& of) {
   return apart && of.batch > 1 ? "kalman: these series do not share their covariances" : "";
 }
 
+// The model, the gains and S^-1 of every step, which both handlers read first; false if something is wrong.
+template <class Problem, class... Spans>
+bool begin(Reader& read, Problem& problem, const Spans&... attributes) {
+  using T = std::remove_const_t<std::remove_pointer_t<decltype(problem.gain.data)>>;
+  problem.model = model<T>(read, attributes...);
+  if (read.error.empty()) read.error = unshared(problem.model);
+  if (!read.error.empty()) return false;
+  const int64_t n = problem.model.n, m = problem.model.m, steps = problem.model.steps;
+  problem.gain = read.in<T>("gains", n * m, steps, true, false);
+  problem.precision = read.in<T>("precisions", m * m, steps, true, false);
+  return true;
+}
+
 int64_t groups_of(int64_t batch) { return (batch + kKalmanTogether - 1) / kKalmanTogether; }
 
 template <class T>
@@ -18,12 +31,8 @@ ffi::Error means(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRe
                  ffi::Span<const int64_t> varies, ffi::Span<const int64_t> batched) {
   Reader read{args, rets, 0, {}};
   KalmanMeans<T> problem{};
-  problem.model = model<T>(read, sizes, varies, batched);
-  if (read.error.empty()) read.error = unshared(problem.model);
-  if (!read.error.empty()) return ffi::Error::InvalidArgument(read.error);
+  if (!begin(read, problem, sizes, varies, batched)) return ffi::Error::InvalidArgument(read.error);
   const int64_t n = problem.model.n, m = problem.model.m, steps = problem.model.steps;
-  problem.gain = read.in<T>("gains", n * m, steps, true, false);
-  problem.precision = read.in<T>("precisions", m * m, steps, true, false);
   problem.square = read.out<T>("squares", 1, 0, false).data;
   problem.mean = read.out<T>("means", n, steps, true, true);
   problem.white = read.out<T>("white", m, steps, true, true);
@@ -43,13 +52,9 @@ ffi::Error means_adjoint(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Rem
                          ffi::Span<const int64_t> batched) {
   Reader read{args, rets, 0, {}};
   KalmanMeansAdjoint<T> problem{};
-  problem.model = model<T>(read, sizes, varies, batched);
-  if (read.error.empty()) read.error = unshared(problem.model);
-  if (!read.error.empty()) return ffi::Error::InvalidArgument(read.error);
+  if (!begin(read, problem, sizes, varies, batched)) return ffi::Error::InvalidArgument(read.error);
   const int64_t n = problem.model.n, m = problem.model.m, steps = problem.model.steps;
   const int64_t moves = std::max<int64_t>(steps - 1, 0);
-  problem.gain = read.in<T>("gains", n * m, steps, true, false);
-  problem.precision = read.in<T>("precisions", m * m, steps, true, false);
   problem.checkpoint = read.in<T>("checkpoints", n, checkpoints(steps), true, true);
   problem.d_log_likelihood = read.in<T>("the log-likelihood's cotangent", 1, 0, false, true, true);
   problem.d_mean = read.in<T>("the means' cotangents", n, steps, true, true, true);
