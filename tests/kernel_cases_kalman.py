@@ -170,6 +170,7 @@ MATERN = [
     matern("each noise", "3/2", 65, noise=(65,)),
     matern("far apart", "5/2", 20, spacing=1e3),
     matern("batch", "3/2", 10, front=(5,), axes=(None, 0, 0, None, None)),
+    matern("batch of segments", "5/2", 128, front=(3,), axes=(None, 0, 0, None, None)),
 ]
 
 CASES = [*FILTER, *SMOOTHER, *MATERN]

@@ -24,6 +24,7 @@ class Call:
         platform: "cpu", "cuda", "tpu" or another of JAX's names.
         summed: of an adjoint, the shared operands whose cotangents are wanted summed over the batch
             or not at all.
+        wanted: of an adjoint, the operands whose cotangents are wanted; others may be None.
     """
 
     operands: tuple[jax.ShapeDtypeStruct, ...]
@@ -33,6 +34,7 @@ class Call:
     save: bool
     platform: str
     summed: tuple[int, ...] = ()
+    wanted: tuple[int, ...] = ()
 
     @property
     def dtypes(self) -> set[str]:

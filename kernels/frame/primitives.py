@@ -209,7 +209,8 @@ class Primitives:
         call = _call(avals[:arity], platform, batch, batched[:arity], params["statics"], save=True)
         apart = {i for i, s in zip(active, summed, strict=True) if not s}
         together = (i for i, has in enumerate(batched[:arity]) if not has and i not in apart)
-        call = dataclasses.replace(call, summed=tuple(together) if batch is not None else ())
+        sums = tuple(together) if batch is not None else ()
+        call = dataclasses.replace(call, summed=sums, wanted=active)
         name, implementations = self.operation.name, self.operation.implementations
         chosen = choose(name, implementations, call, forced, adjoint=True)
 

@@ -3,7 +3,8 @@
     k(t, t') = variance * M(sqrt(2 nu) |t - t'| / length_scale)     y_i = f(t_i) + noise_sd e_i
 
 f and its first nu - 1/2 derivatives are a Markov process. The native implementation makes the
-transitions on the way and never holds A and Q; its adjoint needs the predicted moments alone.
+transitions on the way and never holds A and Q. Its adjoint has the predicted moments of every 64th
+time, and filters a segment again while it goes back through the next.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from . import kalman_definition
 from .kalman_checks import floating
 from .matern_transitions import KINDS, transitions
 
+SEGMENT = 64  # times from one kept moment to the next
+MAY_BE_LEFT_OUT = (0, 1, 4)  # cotangents of whole series: times, y, noise_sd
 
 def _chain(operands: Any, kind: str) -> Any:
     times, y, variance, length_scale, noise_sd = operands
@@ -38,7 +41,7 @@ def _definition(*operands: Any, kind: str) -> Any:
 
 
 def _saving(*operands: Any, kind: str) -> Any:
-    """Predicted means and packed upper triangles of covariances, in units of `length_scale`."""
+    """Predicted means and packed upper triangles of covariances, of the first time of each segment."""
     chain = _chain(operands, kind)
     log_likelihood, means, covariances, *_ = kalman_definition.filtered(*chain)
     _, A, Q, _, _, m0, P0 = chain[:7]
@@ -46,13 +49,13 @@ def _saving(*operands: Any, kind: str) -> Any:
     moved = jnp.einsum("tij,tjk,tlk->til", A, covariances[:-1], A) + Q
     P = jnp.concatenate([P0[None], moved])[: len(means)]
     i, j = np.triu_indices(P0.shape[0])
-    return (log_likelihood,), (jnp.concatenate([m, P[:, i, j]], 1),)
+    return (log_likelihood,), (jnp.concatenate([m, P[:, i, j]], 1)[::SEGMENT],)
 
 
 def _value(call: Call, *operands: Any) -> Any:
     front = () if call.batch is None else (call.batch,)
     steps, dtype, n = call.operands[0].shape[0], call.operands[0].dtype, KINDS[call.statics["kind"]]
-    kept = (*front, steps, n + n * (n + 1) // 2) if call.save else (0,)
+    kept = (*front, -(-steps // SEGMENT), n + n * (n + 1) // 2) if call.save else (0,)
     results = [jax.ShapeDtypeStruct(front, dtype), jax.ShapeDtypeStruct(kept, dtype)]
     name = f"varax_matern_value_f{8 * dtype.itemsize}"
     log_likelihood, kept = call_native(name, results, *operands, **_attributes(call))
@@ -64,10 +67,11 @@ def _adjoint(call: Call, operands: Any, residuals: Any, cotangents: Any) -> Any:
         return (None,) * len(operands)
     front = () if call.batch is None else (call.batch,)
     results = [jax.ShapeDtypeStruct((*front, *o.shape), o.dtype) for o in call.operands]
+    for i in set(MAY_BE_LEFT_OUT) - set(call.wanted):
+        results[i] = jax.ShapeDtypeStruct((0,), results[i].dtype)
     name = f"varax_matern_adjoint_f{8 * call.operands[0].dtype.itemsize}"
-    return tuple(
-        call_native(name, results, *operands, *residuals, *cotangents, **_attributes(call))
-    )
+    found = call_native(name, results, *operands, *residuals, *cotangents, **_attributes(call))
+    return tuple(ct if i in call.wanted else None for i, ct in enumerate(found))
 
 
 def _attributes(call: Call) -> dict[str, Any]:

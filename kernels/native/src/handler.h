@@ -21,6 +21,9 @@ struct Remembered {
   explicit Remembered(const char* name) { remember(name); }
 };
 
+// Advise the system that what the call writes is large and will all be touched.
+void ask_for_large_pages(const XLA_FFI_CallFrame* frame);
+
 // Run task(i) for i in [0, count), on XLA's threads and the caller's. Which thread runs which task is left
 // open, so results must not depend on it: split the work by the problem, never by the number of threads.
 template <typename Task>
@@ -59,5 +62,8 @@ void parallel(ffi::ThreadPool& pool, int64_t count, const Task& task) {
 #define VARAX_HANDLER(name, function, ...)                                              \
   extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* name(XLA_FFI_CallFrame* frame); \
   XLA_FFI_DEFINE_HANDLER(name##_handler_, function, __VA_ARGS__);                       \
-  XLA_FFI_Error* name(XLA_FFI_CallFrame* frame) { return name##_handler_(frame); }      \
+  XLA_FFI_Error* name(XLA_FFI_CallFrame* frame) {                                       \
+    ::varax::ask_for_large_pages(frame);                                                \
+    return name##_handler_(frame);                                                      \
+  }                                                                                     \
   static const ::varax::Remembered name##_remembered_(#name)

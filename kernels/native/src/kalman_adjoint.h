@@ -39,21 +39,14 @@ struct Segment {
       filter.load_observed(first + i, false);
       filter.update(y + i * M, ignored);
       filter.put(kept + i * width);
-      E* rest = kept + i * width + moments;
-      for (int o = 0; o < M; ++o) {
-        x.each_used([&](int j) VARAX_LAMBDA { rest[j * M + o] = X::get(filter.K[o], j); });
-        rest[n * M + o] = filter.u[o];
-        for (int p = 0; p < M; ++p)
-          rest[n * M + M + o * M + p] = (filter.seen[o] & filter.seen[p]) ? filter.inverse[o][p] : E{};
-      }
+      filter.put_update(kept + i * width + moments);
       if (i + 1 == count) break;
       filter.load_transition(first + i, false);
       filter.predict();
     }
   }
+  // The same, where everything was kept; moments are read as rows.
   VARAX_INLINE void read(int64_t t) {
-    x.gather(problem.mean, t, n, kept);
-    x.gather(problem.cov, t, n * n, kept + n);
     x.gather(problem.gain, t, n * M, kept + moments);
     x.gather(problem.white, t, M, kept + moments + n * M);
     x.gather(problem.precision, t, M * M, kept + moments + n * M + M);
@@ -106,12 +99,17 @@ void adjoint(const KalmanAdjoint<typename X::T>& problem, int64_t group) {
     }
     const E* row = segment.kept + at * segment.width;
     const E *gain = row + n + n * n, *white = gain + n * M, *precision = white + M;
-    x.each_used([&](int i) VARAX_LAMBDA {
-      X::set(mf, i, row[i]);
-      Row r = X::zero();
-      x.each_used([&](int j) VARAX_LAMBDA { X::set(r, j, row[n + i * n + j]); });
-      Pf[i] = r;
-    });
+    if constexpr (anew) {
+      x.each_used([&](int i) VARAX_LAMBDA {
+        X::set(mf, i, row[i]);
+        Row r = X::zero();
+        x.each_used([&](int j) VARAX_LAMBDA { X::set(r, j, row[n + i * n + j]); });
+        Pf[i] = r;
+      });
+    } else {
+      x.load_rows(problem.mean, t, 1, &mf);
+      x.load_rows(problem.cov, t, n, Pf);
+    }
     if (t + 1 < steps) {  // through the transition
       if (of.A.step) x.load_rows(of.A, t, n, A);
       Row B[N];

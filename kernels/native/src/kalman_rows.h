@@ -9,6 +9,10 @@
 #include <cmath>
 #include <cstring>
 
+#if VARAX_LEVEL == 2
+#include <immintrin.h>
+#endif
+
 #include "kalman.h"
 #include "vector_bits.h"
 
@@ -24,6 +28,31 @@ template <class T, int W> struct VectorOf {
 template <class T, int W> using Vector = typename VectorOf<T, W>::type;
 
 constexpr int padded(int n) { return n <= 2 ? 2 : n <= 4 ? 4 : 8; }
+
+// The first N of a vector's W numbers from memory, zeros behind them, and back.
+template <class T, int N, int W>
+VARAX_INLINE Vector<T, W> from_memory(const T* p) {
+  Vector<T, W> r{};
+  if constexpr (N == W) {
+    std::memcpy(&r, p, sizeof(r));
+    return r;
+  }
+#if VARAX_LEVEL == 2
+  constexpr int some = (1 << N) - 1;
+  if constexpr (sizeof(T) == 4 && W == 4) return (Vector<T, W>)_mm_maskz_loadu_ps(some, p);
+  if constexpr (sizeof(T) == 4 && W == 8) return (Vector<T, W>)_mm256_maskz_loadu_ps(some, p);
+  if constexpr (sizeof(T) == 8 && W == 2) return (Vector<T, W>)_mm_maskz_loadu_pd(some, p);
+  if constexpr (sizeof(T) == 8 && W == 4) return (Vector<T, W>)_mm256_maskz_loadu_pd(some, p);
+  if constexpr (sizeof(T) == 8 && W == 8) return (Vector<T, W>)_mm512_maskz_loadu_pd(some, p);
+#endif
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) r[j] = p[j];
+  return r;
+}
+template <class T, int N, int W>
+VARAX_INLINE void to_memory(const Vector<T, W>& r, T* p) {
+  std::memcpy(p, &r, N * sizeof(T));
+}
 
 template <class T, int W>
 VARAX_INLINE T sum_of(const Vector<T, W>& v) {
@@ -101,13 +130,23 @@ struct Single {
   VARAX_INLINE void load_rows(const Strided<const T>& a, int64_t t, int count, Row* rows) const {
     const T* p = a.data + series * a.series + t * a.step;
     for (int i = 0; i < count; ++i) {
-      rows[i] = zero();
-      each_used([&](int j) VARAX_LAMBDA { rows[i][j] = p[i * n() + j]; });
+      if constexpr (exact) {
+        rows[i] = from_memory<T, N, W>(p + i * N);
+      } else {
+        rows[i] = zero();
+        each_used([&](int j) VARAX_LAMBDA { rows[i][j] = p[i * n() + j]; });
+      }
     }
   }
   VARAX_INLINE void store_rows(const Strided<T>& a, int64_t t, int count, const Row* rows) const {
     T* p = a.data + series * a.series + t * a.step;
-    for (int i = 0; i < count; ++i) each_used([&](int j) VARAX_LAMBDA { p[i * n() + j] = rows[i][j]; });
+    for (int i = 0; i < count; ++i) {
+      if constexpr (exact) {
+        to_memory<T, N, W>(rows[i], p + i * N);
+      } else {
+        each_used([&](int j) VARAX_LAMBDA { p[i * n() + j] = rows[i][j]; });
+      }
+    }
   }
   // `size` numbers from memory, and back.
   VARAX_INLINE void gather(const Strided<const T>& a, int64_t t, int size, E* to) const {
@@ -130,10 +169,18 @@ struct Single {
   static VARAX_INLINE I lane_of(I x, int) { return x; }
 };
 
-// sum_k coefficients[k] * rows[k]
+// sum_k coefficients[k] * rows[k]. Of one series and many states, in two chains, for the sake of latency.
 template <class X>
 VARAX_INLINE typename X::Row combine(const X& x, const typename X::Row& coefficients, const typename X::Row* rows) {
   typename X::Row s = X::zero();
+  if constexpr (X::lanes == 1 && X::N > 4) {
+    typename X::Row odd = X::zero();
+    x.each([&](int k) VARAX_LAMBDA {
+      typename X::Row& sum = k % 2 ? odd : s;
+      sum = X::get(coefficients, k) * rows[k] + sum;
+    });
+    return s + odd;
+  }
   x.each([&](int k) VARAX_LAMBDA { s = X::get(coefficients, k) * rows[k] + s; });
   return s;
 }

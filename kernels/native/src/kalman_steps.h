@@ -177,6 +177,16 @@ struct Filter {
         [&](int i) VARAX_LAMBDA { return combine(x, AP[i], At) + Q[i]; });
   }
 
+  // What the way back wants of the last update, `rest` in the order of Segment's.
+  VARAX_INLINE void put_update(E* rest) const {
+    const int n = x.n(), M = x.m();
+    for (int o = 0; o < M; ++o) {
+      x.each_used([&](int j) VARAX_LAMBDA { rest[j * M + o] = X::get(K[o], j); });
+      rest[n * M + o] = u[o];
+      for (int p = 0; p < M; ++p)
+        rest[n * M + M + o * M + p] = (seen[o] & seen[p]) ? inverse[o][p] : E{};
+    }
+  }
   // The moments of the state as numbers, m and P row after row, and back.
   VARAX_INLINE void put(E* to) const {
     const int n = x.n();

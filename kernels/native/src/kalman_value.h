@@ -15,7 +15,7 @@ void value(const KalmanValue<typename X::T>& problem, int64_t group) {
   constexpr double kLog2Pi = 1.8378770664093453;
   const KalmanModel<T>& of = problem.model;
   const X x(group, of);
-  const int n = x.n(), M = x.m(), moments = n + n * n, width = moments + n * M + M + M * M;
+  const int n = x.n(), M = x.m(), moments = n + n * n;
   const E zero = E{}, one = X::broadcast(1);
   Filter<X> filter(x, of);
   if (of.steps > 0) filter.load_observed(0, true);
@@ -37,26 +37,21 @@ void value(const KalmanValue<typename X::T>& problem, int64_t group) {
       count += filter.seen[o] ? one : zero;
     }
     if (means) {
-      E* row = kept + at * width;
-      filter.put(row);
-      if (all) {
-        E* rest = row + moments;
-        for (int o = 0; o < M; ++o) {
-          x.each_used([&](int i) VARAX_LAMBDA { rest[i * M + o] = X::get(filter.K[o], i); });
-          rest[n * M + o] = filter.u[o];
-          for (int p = 0; p < M; ++p)
-            rest[n * M + M + o * M + p] = (filter.seen[o] & filter.seen[p]) ? filter.inverse[o][p] : zero;
+      if constexpr (X::lanes == 1) {
+        x.store_rows(problem.mean, t, 1, &filter.m);
+        x.store_rows(problem.cov, t, n, filter.P);
+      } else {
+        filter.put(kept + at * moments);
+        if (at == kWindow - 1 || t + 1 == of.steps) {
+          x.scatter_steps(problem.mean, t - at, at + 1, n, kept, moments);
+          x.scatter_steps(problem.cov, t - at, at + 1, n * n, kept + n, moments);
         }
       }
-      if (at == kWindow - 1 || t + 1 == of.steps) {
-        const int64_t first = t - at;
-        x.scatter_steps(problem.mean, first, at + 1, n, kept, width);
-        x.scatter_steps(problem.cov, first, at + 1, n * n, kept + n, width);
-        if (all) {
-          x.scatter_steps(problem.gain, first, at + 1, n * M, kept + moments, width);
-          x.scatter_steps(problem.white, first, at + 1, M, kept + moments + n * M, width);
-          x.scatter_steps(problem.precision, first, at + 1, M * M, kept + moments + n * M + M, width);
-        }
+      if (all) {  // of one series
+        filter.put_update(kept);
+        x.scatter(problem.gain, t, n * M, kept);
+        x.scatter(problem.white, t, M, kept + n * M);
+        x.scatter(problem.precision, t, M * M, kept + n * M + M);
       }
     }
     if ((t + 1) % kBlock == 0 || t + 1 == of.steps) {

@@ -11,6 +11,13 @@ bool holds(const ffi::AnyBuffer& buffer, int64_t count) {
   return static_cast<int64_t>(buffer.size_bytes()) == count * static_cast<int64_t>(sizeof(T));
 }
 
+// Where a result is written; one without elements is not wanted. False if its size is wrong.
+template <class T>
+bool wanted(T*& to, ffi::AnyBuffer result, int64_t count) {
+  to = result.element_count() ? reinterpret_cast<T*>(result.untyped_data()) : nullptr;
+  return !to || holds<T>(result, count);
+}
+
 // Operands: times, y, variance, length_scale, noise_sd. False if a size is wrong.
 template <class T>
 bool operands(MaternProblem<T>& of, ffi::Span<const int64_t> sizes, ffi::Span<const int64_t> batched,
@@ -41,7 +48,7 @@ ffi::Error value(ffi::ThreadPool pool, ffi::AnyBuffer times, ffi::AnyBuffer y, f
     return ffi::Error::InvalidArgument("matern: operands of wrong sizes");
   of.log_likelihood = reinterpret_cast<T*>(log_likelihood->untyped_data());
   if (kept->element_count() > 0) {
-    if (!holds<T>(*kept, of.batch * of.steps * kept_size(of.order)))
+    if (!holds<T>(*kept, of.batch * matern_segments(of.steps) * kept_size(of.order)))
       return ffi::Error::InvalidArgument("matern: residuals of a wrong size");
     of.kept = reinterpret_cast<T*>(kept->untyped_data());
   }
@@ -64,18 +71,17 @@ ffi::Error adjoint(ffi::ThreadPool pool, ffi::AnyBuffer times, ffi::AnyBuffer y,
                    ffi::Span<const int64_t> sizes, ffi::Span<const int64_t> batched) {
   MaternProblem<T> of{};
   ffi::AnyBuffer in[5] = {times, y, variance, length_scale, noise_sd};
-  if (!operands(of, sizes, batched, in) || !holds<T>(kept, of.batch * of.steps * kept_size(of.order)) ||
-      !holds<T>(d_log_likelihood, of.batch) || !holds<T>(*d_times, of.batch * of.steps) ||
-      !holds<T>(*d_y, of.batch * of.steps) || !holds<T>(*d_variance, of.batch) ||
-      !holds<T>(*d_length_scale, of.batch) || !holds<T>(*d_noise_sd, of.batch * (of.noise_step ? of.steps : 1)))
+  const bool right = operands(of, sizes, batched, in);
+  const int64_t noises = of.noise_step ? of.steps : 1;
+  if (!right || !holds<T>(kept, of.batch * matern_segments(of.steps) * kept_size(of.order)) ||
+      !holds<T>(d_log_likelihood, of.batch) || !wanted(of.d_times, *d_times, of.batch * of.steps) ||
+      !wanted(of.d_y, *d_y, of.batch * of.steps) || !holds<T>(*d_variance, of.batch) ||
+      !holds<T>(*d_length_scale, of.batch) || !wanted(of.d_noise_sd, *d_noise_sd, of.batch * noises))
     return ffi::Error::InvalidArgument("matern: operands or cotangents of wrong sizes");
   of.kept = const_cast<T*>(reinterpret_cast<const T*>(kept.untyped_data()));
   of.d_log_likelihood = reinterpret_cast<const T*>(d_log_likelihood.untyped_data());
-  of.d_times = reinterpret_cast<T*>(d_times->untyped_data());
-  of.d_y = reinterpret_cast<T*>(d_y->untyped_data());
   of.d_variance = reinterpret_cast<T*>(d_variance->untyped_data());
   of.d_length_scale = reinterpret_cast<T*>(d_length_scale->untyped_data());
-  of.d_noise_sd = reinterpret_cast<T*>(d_noise_sd->untyped_data());
   if constexpr (sizeof(T) == 4) {
     auto run = VARAX_PICK(matern_adjoint_f32);
     parallel(pool, of.batch, [&](int64_t s) { run(&of, s); });

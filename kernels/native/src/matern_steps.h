@@ -15,7 +15,7 @@ namespace varax {
 namespace VARAX_ISA {
 namespace {
 
-constexpr int kSteps = 64;  // transitions made at once
+constexpr int kSteps = kMaternSegment;  // transitions made at once
 
 // e^-x for 0 <= x <= 700, within about an ulp; NaN stays.
 inline double exp_minus(double x) {
