@@ -79,6 +79,20 @@ def of_moved(*arrays):
     return jax.vmap(f, axes_of(y=2, A=1))(*arrays)
 
 
+def integrator(name, n, steps, *, prior, noise, series=()):
+    """States that add up from the last to the first, which is observed: nothing shrinks by itself."""
+
+    def arrays(rng):
+        A, H = np.eye(n) + 0.1 * np.eye(n, k=1), np.eye(1, n)
+        slower = np.linspace(0.9, 1, *series)[..., None, None] if series else 1.0
+        y, m0, b, d = rng.standard_normal((*series, steps, 1)), np.zeros(n), np.zeros(n), np.zeros(1)
+        return y, slower * A, 0.1 * np.eye(n), H, noise * np.eye(1), m0, prior * np.eye(n), b, d
+
+    axes = batched(("y", "A")) if series else None
+    function = of_arrays(mp.kalman_log_likelihood)
+    return Case(f"integrator-{name}", "kalman_filter", function, arrays, axes, 8)
+
+
 FILTER = [
     *(case(f"{n}-1-filter", mp.kalman_filter, n, 1, 9) for n in (1, 2, 3, 5, 8)),
     case("6-1-likelihood", mp.kalman_log_likelihood, 6, 1, 130),
@@ -91,6 +105,10 @@ FILTER = [
     case("no step", mp.kalman_filter, 2, 1, 0),
     case("large", mp.kalman_filter, 2, 2, 6, scale=1e8, draws=8),
     case("small", mp.kalman_filter, 2, 2, 6, scale=1e-8, draws=8),
+    integrator("3-diffuse", 3, 300, prior=1e8, noise=1.0),
+    integrator("3-precise", 3, 300, prior=1.0, noise=1e-5),
+    integrator("6-precise", 6, 300, prior=1.0, noise=1e-5),
+    integrator("lanes", 3, 300, prior=1e4, noise=1e-3, series=(17,)),
     case("9-1: no loops of this size", mp.kalman_filter, 9, 1, 4),
     case(
         "batch-y", mp.kalman_log_likelihood, 3, 1, 20,

@@ -43,7 +43,7 @@ def adjoint(operands: Any, residuals: Any, cotangents: Any, *, moments: bool) ->
         mf, Pf = now["kept"][:2]
         B = dP @ A
         dA = dm[:, None] * mf + 2 * B @ Pf
-        at_step = A.T @ dm + now["dm"], A.T @ B + now["dP"], H, now["kept"], l
+        at_step = A.T @ dm + now["dm"], symmetric(A.T @ B) + now["dP"], H, now["kept"], l
         m, P, dy, dR, dH = through_update(*at_step)
         return (m, P), (dA, dP, dm, dy, dR, dH)
 

@@ -75,7 +75,7 @@ void adjoint(const KalmanAdjoint<typename X::T>& problem, int64_t group) {
   const E halfl = half * l;
 
   Filter<X> filter(x, of);
-  Row *A = filter.A, *H = filter.H;
+  Row *A = filter.A, *H = filter.H, half_A[X::lanes == 1 ? N : 1];
   if constexpr (anew) {
     if (steps > 0) filter.load_observed(0, true);
     if (steps > 1) filter.load_transition(0, true);
@@ -112,6 +112,9 @@ void adjoint(const KalmanAdjoint<typename X::T>& problem, int64_t group) {
     }
     if (t + 1 < steps) {  // through the transition
       if (of.A.step) x.load_rows(of.A, t, n, A);
+      if constexpr (X::lanes == 1) {
+        if (of.A.step || t + 2 == steps) x.each_row([&](int i) VARAX_LAMBDA { half_A[i] = half * A[i]; });
+      }
       Row B[N];
       x.each_row([&](int i) VARAX_LAMBDA {
         B[i] = combine(x, D[i], A);
@@ -121,7 +124,7 @@ void adjoint(const KalmanAdjoint<typename X::T>& problem, int64_t group) {
       db.add(0, dm);
       dA.done(x, t, n), dQ.done(x, t, n), db.done(x, t, 1);
       dm = combine(x, dm, A);
-      symmetric(
+      symmetric<true>(
           x, D,
           [&](int i, int j) VARAX_LAMBDA {
             E s = X::get(A[0], i) * X::get(B[0], j);
@@ -130,7 +133,7 @@ void adjoint(const KalmanAdjoint<typename X::T>& problem, int64_t group) {
           },
           [&](int i) VARAX_LAMBDA {
             Row s = X::zero();
-            x.each([&](int k) VARAX_LAMBDA { s = X::get(A[k], i) * B[k] + s; });
+            x.each([&](int k) VARAX_LAMBDA { s = X::get(half_A[k], i) * B[k] + s; });
             return s;
           });
     }
@@ -187,7 +190,7 @@ void adjoint(const KalmanAdjoint<typename X::T>& problem, int64_t group) {
     }
     dd.done(x, t, M), dR.done(x, t, M * M), dH.done(x, t, M);
     for (int o = 0; o < M; ++o)
-      symmetric(
+      symmetric<false>(
           x, D,
           [&](int i, int j) VARAX_LAMBDA {
             return X::get(D[i], j) + X::get(H[o], i) * X::get(z[o], j) + X::get(z[o], i) * X::get(H[o], j);

@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #if VARAX_LEVEL == 2
 #include <immintrin.h>
@@ -52,6 +53,29 @@ VARAX_INLINE Vector<T, W> from_memory(const T* p) {
 template <class T, int N, int W>
 VARAX_INLINE void to_memory(const Vector<T, W>& r, T* p) {
   std::memcpy(p, &r, N * sizeof(T));
+}
+
+// The transpose of a square of vectors: blocks of S elements change places, S = W / 2, ..., 1.
+template <class T, int W, int... Ks>
+VARAX_INLINE Vector<T, W> picked(const Vector<T, W>& a, const Vector<T, W>& b) {  // element W + k is b's k
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, Ks...);
+#else
+  return __builtin_shuffle(a, b, Vector<typename Bits<T>::Int, W>{Ks...});
+#endif
+}
+template <class T, int W, int S, int... Js>
+VARAX_INLINE void turn(Vector<T, W>* r, std::integer_sequence<int, Js...> all) {
+  if constexpr (S > 0) {
+#pragma GCC unroll 8
+    for (int i = 0; i < W; ++i) {
+      if (i & S) continue;
+      const Vector<T, W> a = r[i], b = r[i + S];
+      r[i] = picked<T, W, (Js & S ? W + Js - S : Js)...>(a, b);
+      r[i + S] = picked<T, W, (Js & S ? W + Js : Js + S)...>(a, b);
+    }
+    turn<T, W, S / 2>(r, all);
+  }
 }
 
 template <class T, int W>
@@ -187,6 +211,16 @@ VARAX_INLINE typename X::Row combine(const X& x, const typename X::Row& coeffici
 
 template <class X>
 VARAX_INLINE void transpose(const X& x, const typename X::Row* from, typename X::Row* to) {
+  if constexpr (X::lanes == 1) {
+    constexpr int W = X::W;
+    typename X::Row all[W];
+#pragma GCC unroll 8
+    for (int i = 0; i < W; ++i) all[i] = i < X::N ? from[i] : X::zero();
+    turn<typename X::T, W, W / 2>(all, std::make_integer_sequence<int, W>());
+#pragma GCC unroll 8
+    for (int i = 0; i < X::N; ++i) to[i] = all[i];
+    return;
+  }
   x.each_row([&](int i) VARAX_LAMBDA {
     typename X::Row row = X::zero();
     x.each([&](int j) VARAX_LAMBDA { X::set(row, j, X::get(from[j], i)); });
@@ -194,25 +228,33 @@ VARAX_INLINE void transpose(const X& x, const typename X::Row* from, typename X:
   });
 }
 
+// r becomes r + r'.
+template <class X>
+VARAX_INLINE void add_transpose(const X& x, typename X::Row* r) {
+  typename X::Row back[X::N];
+  transpose(x, r, back);
+  x.each_row([&](int i) VARAX_LAMBDA { r[i] = r[i] + back[i]; });
+}
+
 // (a + a') / 2, of an array in memory.
 template <class X>
 VARAX_INLINE void load_symmetric(const X& x, const Strided<const typename X::T>& a, int64_t t, typename X::Row* r) {
-  typename X::Row back[X::N];
   for (int i = x.n(); i < X::N; ++i) r[i] = X::zero();
   x.load_rows(a, t, x.n(), r);
-  transpose(x, r, back);
-  auto half = X::broadcast(typename X::T(0.5));
-  x.each_row([&](int i) VARAX_LAMBDA { r[i] = half * r[i] + half * back[i]; });
+  x.each_row([&](int i) VARAX_LAMBDA { r[i] = X::broadcast(typename X::T(0.5)) * r[i]; });
+  add_transpose(x, r);
 }
 
 // a = f(i, j), a symmetric matrix: in lanes, one triangle is computed. Of one series, rows are quicker, and
-// `row(i)` gives them.
-template <class X, class F, class G>
+// `row(i)` gives them; what rounding puts between the triangles would grow from step to step where A does not shrink,
+// so that row(i) gives half of it and the transpose is added.
+template <bool halved, class X, class F, class G>
 VARAX_INLINE void symmetric(const X& x, typename X::Row* a, const F& f, const G& row) {
   if constexpr (X::lanes > 1) {
     x.upper([&](int i, int j) VARAX_LAMBDA { a[j].e[i] = a[i].e[j] = f(i, j); });
   } else {
     x.each_row([&](int i) VARAX_LAMBDA { a[i] = row(i); });
+    if constexpr (halved) add_transpose(x, a);
   }
 }
 

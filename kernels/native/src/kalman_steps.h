@@ -38,7 +38,7 @@ struct Filter {
   static constexpr int N = X::N, MX = X::MX;
   const X& x;
   const KalmanModel<T>& of;
-  Row A[N], At[N], Q[N], H[MX], b;
+  Row A[N], At[N], half_At[N], Q[N], half_Q[N], H[MX], b;
   E R[MX][MX], d[MX];
   Mask seen[MX];
   Row P[N], m;                          // moments of the state, before or after the update
@@ -46,7 +46,7 @@ struct Filter {
   E v[MX], u[MX], inverse[MX][MX];      // the residual, S^-1 v and S^-1 of the last update
 
   VARAX_INLINE Filter(const X& x, const KalmanModel<T>& of) : x(x), of(of) {
-    for (int i = x.n(); i < N; ++i) A[i] = Q[i] = P[i] = X::zero();
+    for (int i = x.n(); i < N; ++i) A[i] = Q[i] = half_Q[i] = P[i] = X::zero();
   }
 
   VARAX_INLINE void load_initial() {
@@ -69,9 +69,15 @@ struct Filter {
   VARAX_INLINE void load_transition(int64_t t, bool first) {
     if (first || of.A.step) {
       x.load_rows(of.A, t, x.n(), A);
-      if constexpr (X::lanes == 1) transpose(x, A, At);
+      if constexpr (X::lanes == 1) {
+        transpose(x, A, At);
+        x.each_row([&](int i) VARAX_LAMBDA { half_At[i] = X::broadcast(T(0.5)) * At[i]; });
+      }
     }
-    if (first || of.Q.step) load_symmetric(x, of.Q, t, Q);
+    if (first || of.Q.step) {
+      load_symmetric(x, of.Q, t, Q);
+      if constexpr (X::lanes == 1) x.each_row([&](int i) VARAX_LAMBDA { half_Q[i] = X::broadcast(T(0.5)) * Q[i]; });
+    }
     if (first || of.b.step) x.load_rows(of.b, t, 1, &b);
   }
 
@@ -92,15 +98,15 @@ struct Filter {
   }
 
   VARAX_INLINE void one_number(const Row& G, LogProduct<X>& det) {
-    const E S = seen[0] ? x.dot(H[0], G) + R[0][0] : X::broadcast(1);
+    const E own = x.dot(H[0], G), S = seen[0] ? own + R[0][0] : X::broadcast(1);
     det.times(S);
     inverse[0][0] = T(1) / S;
     u[0] = inverse[0][0] * v[0];
     K[0] = inverse[0][0] * G;
     m = v[0] * K[0] + m;
-    // P - K G' - (G - S K) K' is Joseph's form up to second order: G - S K is what rounding has left of zero.
-    const Row left = (-S) * K[0] + G;
-    symmetric(
+    // P - K G' - (G - S K) K' is Joseph's form: G - S K is what rounding, also that of S, has left of zero.
+    const Row left = (-R[0][0]) * K[0] + ((-own) * K[0] + G);
+    symmetric<false>(
         x, P,
         [&](int i, int j) VARAX_LAMBDA {
           return X::get(P[i], j) - X::get(K[0], i) * X::get(G, j) - X::get(left, i) * X::get(K[0], j);
@@ -172,9 +178,9 @@ struct Filter {
       x.each([&](int i) VARAX_LAMBDA { X::set(next, i, X::get(next, i) + x.dot(A[i], m)); });
       m = next;
     }
-    symmetric(
+    symmetric<true>(
         x, P, [&](int i, int j) VARAX_LAMBDA { return X::get(Q[i], j) + x.dot(AP[i], A[j]); },
-        [&](int i) VARAX_LAMBDA { return combine(x, AP[i], At) + Q[i]; });
+        [&](int i) VARAX_LAMBDA { return combine(x, AP[i], half_At) + half_Q[i]; });
   }
 
   // What the way back wants of the last update, `rest` in the order of Segment's.
