@@ -79,7 +79,7 @@ def of_moved(*arrays):
     return jax.vmap(f, axes_of(y=2, A=1))(*arrays)
 
 
-def integrator(name, n, steps, *, prior, noise, series=()):
+def integrator(name, n, steps, *, prior, noise, series=(), operation="kalman_filter"):
     """States that add up from the last to the first, which is observed: nothing shrinks by itself."""
 
     def arrays(rng):
@@ -89,8 +89,9 @@ def integrator(name, n, steps, *, prior, noise, series=()):
         return y, slower * A, 0.1 * np.eye(n), H, noise * np.eye(1), m0, prior * np.eye(n), b, d
 
     axes = batched(("y", "A")) if series else None
-    function = of_arrays(mp.kalman_log_likelihood)
-    return Case(f"integrator-{name}", "kalman_filter", function, arrays, axes, 8)
+    smoother = operation == "kalman_smoother"
+    function = of_arrays(mp.kalman_smoother if smoother else mp.kalman_log_likelihood)
+    return Case(f"integrator-{name}", operation, function, arrays, axes, 8)
 
 
 FILTER = [
@@ -157,9 +158,19 @@ SMOOTHER = [
     case("3-1", mp.kalman_smoother, 3, 1, 12),
     case("4-2-varying-mask", mp.kalman_smoother, 4, 2, 8, varying=True, mask=(8, 2)),
     case("one step", mp.kalman_smoother, 2, 1, 1),
+    case("no step", mp.kalman_smoother, 2, 1, 0),
+    case("8-1", mp.kalman_smoother, 8, 1, 20),
+    integrator("3-diffuse", 3, 100, prior=1e4, noise=1e-3, operation="kalman_smoother"),
+    integrator(
+        "lanes", 3, 100, prior=1e4, noise=1e-3, series=(17,), operation="kalman_smoother"
+    ),
     case(
         "batch", mp.kalman_smoother, 2, 1, 6,
         batch=(5,), batched=("y", "Q"), axes=batched(("y", "Q")),
+    ),
+    case(
+        "batch-shared", mp.kalman_smoother, 3, 2, 20, mask=(20, 2),
+        batch=(5,), batched=("y", "m0"), axes=batched(("y", "m0"), mask=None),
     ),
 ]  # fmt: skip
 

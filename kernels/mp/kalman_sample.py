@@ -1,8 +1,7 @@
 """Posterior draws of a linear-Gaussian chain: filter forward, sample backward.
 
-Given the state after it, a state has gain G = P_f A' P^-1 and covariance P_f - G P G', P the
-predicted covariance. All gains and factors are made at once; what is left to be done in order
-is an affine map a step, which many draws share.
+Gains and factors of the conditionals (kalman_backward.py) are made at once; what is left to be done
+in order is an affine map a step, which many draws share.
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from ..errors import KernelShapeError
+from .kalman_backward import conditionals
 from .kalman_checks import prepared
 from .kalman_definition import OPERANDS, symmetric
 from .kalman_filter import operation
-from .small import factor, solved, times, transposed
+from .small import factor, times
 
 
 def kalman_sample(
@@ -61,19 +61,8 @@ def kalman_sample(
     if steps == 0:
         return back(noise)
     _, means, covariances = operation(*operands, moments=True)
-    A = of["A"]
-    AP = times(A, covariances[:-1])
-    P = symmetric(times(AP, transposed(A)) + symmetric(of["Q"]))
-    L = factor(P)
-    G = transposed(solved(L, AP))
-    # Joseph's form of P_f - G P G' stays positive where they nearly cancel
-    F = jnp.eye(n, dtype=A.dtype) - times(G, jnp.broadcast_to(A, G.shape))
-    left = times(times(F, covariances[:-1]), transposed(F))
-    left = left + times(times(G, jnp.broadcast_to(symmetric(of["Q"]), G.shape)), transposed(G))
-    shift = (
-        means[:-1] - times(G, (times(A, means[:-1, :, None])[..., 0] + of["b"])[..., None])[..., 0]
-    )
-    roots = factor(symmetric(jnp.concatenate([left, covariances[-1:]])))
+    G, shift, left = conditionals(of["A"], of["Q"], of["b"], means, covariances)
+    roots = factor(jnp.concatenate([left, symmetric(covariances[-1:])]))
 
     def draw(noise: jax.Array) -> jax.Array:
         moved = times(roots, noise.astype(roots.dtype)[..., None])[..., 0]

@@ -1,13 +1,11 @@
 """The Kalman smoother: moments of every state given all observations.
 
-The definition is Rauch, Tung and Striebel's recursion. The native and the parallel form need no
-inverse of a predicted covariance (singular ones are fine): with the cotangents m~, P~ of the
-log-likelihood in a filtered mean and covariance through the *next* steps, which the filter's own
-adjoint gives,
+The definition is Rauch, Tung and Striebel's recursion. The native form is the same with covariances
+as a sum of three that are none less,
 
-    E[x | all y] = m + P m~        Cov[x | all y] = P + P (2 P~ - m~ m~') P
+    P_s = (I - G A) P_f (I - G A)' + G (Q + P_s') G'
 
-(Bryson and Frazier's smoother, Bierman 1973, read as a derivative).
+P_s' of the next step; the parallel form scans its maps. All take a singular predicted covariance.
 """
 
 from __future__ import annotations
@@ -19,13 +17,21 @@ import jax
 import jax.numpy as jnp
 
 from ..frame import Call, Implementation, Operation
-from ..frame.implementation import Adjoint, Value
+from ..frame.implementation import Value
+from ..native import call as call_native
 from ..native import native
-from . import kalman_definition, kalman_native, kalman_parallel, kalman_square_root
+from . import (
+    kalman_backward,
+    kalman_definition,
+    kalman_native,
+    kalman_parallel,
+    kalman_shared,
+    kalman_square_root,
+)
 from .kalman_checks import prepared
 from .kalman_definition import OPERANDS, by_time, symmetric
-from .kalman_in_jax import empty, in_jax, too_short
-from .small import factor, solved, times, transposed
+from .kalman_in_jax import empty, too_short
+from .small import factor, solved
 
 
 def _definition(*operands: Any) -> Any:
@@ -55,70 +61,46 @@ def _definition(*operands: Any) -> Any:
     return log_likelihood, means, covariances
 
 
-def _by_gradient(value: Value, adjoint: Adjoint) -> Value:
-    """The smoother from a form of the filter and its adjoint."""
-
-    def smoothed(call: Call, *operands: Any) -> Any:
-        steps = call.operands[0].shape[0]
-        filter_call = dataclasses.replace(call, statics={"moments": True}, save=True)
-        outputs, residuals = value(filter_call, *operands)
-        log_likelihood, means, covariances = outputs
-        # b and Q of every transition, so that their cotangents are those of every predicted moment
-        of = dict(zip(OPERANDS, operands, strict=True))
-        shapes = list(call.operands)
-        for name, core in (("b", 1), ("Q", 2)):
-            i = OPERANDS.index(name)
-            if shapes[i].ndim == core:
-                front = of[name].shape[: of[name].ndim - core]
-                each = of[name].reshape((*front, 1, *shapes[i].shape))
-                full = (max(steps - 1, 0), *shapes[i].shape)
-                of[name] = jnp.broadcast_to(each, (*front, *full))
-                shapes[i] = jax.ShapeDtypeStruct(full, shapes[i].dtype)
-        back_call = dataclasses.replace(filter_call, operands=tuple(shapes))
-        cotangents = (jnp.ones_like(log_likelihood), None, None)
-        found = adjoint(back_call, tuple(of.values()), residuals, cotangents)
-        dQ, db = found[OPERANDS.index("Q")], found[OPERANDS.index("b")]
-        A, i = of["A"], OPERANDS.index("A")
-        if call.operands[i].ndim == 2:  # no time axis
-            A = A[..., None, :, :]
-        if call.batch is not None and not call.batched[i]:
-            A = A[None]
-        At = transposed(A)
-        dm = times(At, db[..., None])
-        dP = 2 * times(times(At, dQ), A) - dm * transposed(dm)
-        pad = [(0, 0)] * (dm.ndim - 3) + [(0, 1)] + [(0, 0)] * 2
-        dm, dP = jnp.pad(dm, pad)[..., :steps, :, :], jnp.pad(dP, pad)[..., :steps, :, :]
-        covariance = covariances + symmetric(times(times(covariances, dP), covariances))
-        return (log_likelihood, means + times(covariances, dm)[..., 0], covariance), ()
-
-    return smoothed
+def _native(call: Call, *operands: Any) -> Any:
+    filter_call = dataclasses.replace(call, statics={"moments": True})
+    (log_likelihood, *filtered), _ = kalman_shared.value(filter_call, *operands)
+    name, attributes = kalman_native.handler(call, "smoother"), kalman_native.attributes(call)
+    results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in filtered]
+    return (log_likelihood, *call_native(name, results, *operands, *filtered, **attributes)), ()
 
 
-def _square_root(call: Call, *operands: Any) -> Any:
-    f = kalman_square_root.smoothed
-    if call.batch is not None:
-        f = jax.vmap(f, tuple(0 if has else None for has in call.batched))
-    return f(*operands), ()
+def _in_parallel(*operands: Any) -> Any:
+    of = dict(zip(OPERANDS, operands, strict=True))
+    log_likelihood, means, covariances, *_ = kalman_parallel.filtered(*operands)
+    smoothed = kalman_backward.smoothed(of["A"], of["Q"], of["b"], means, covariances)
+    return log_likelihood, *smoothed
 
 
-_parallel = in_jax("parallel", ("cuda", "tpu"), kalman_parallel, refuse=too_short)
-assert _parallel.adjoint is not None
-_in_parallel = _by_gradient(_parallel.value, _parallel.adjoint)
+def _of_batches(function: Any) -> Value:
+    """What an implementation is told, to a function of one series."""
+
+    def value(call: Call, *operands: Any) -> Any:
+        if call.batch is None:
+            return function(*operands), ()
+        return jax.vmap(function, tuple(0 if has else None for has in call.batched))(*operands), ()
+
+    return value
+
+
+_parallel = _of_batches(_in_parallel)
 operation = Operation(
     "kalman_smoother",
     _definition,
     implementations=(
-        native(
-            _by_gradient(kalman_native.value, kalman_native.adjoint), refuse=kalman_native.refuse
-        ),
-        Implementation("parallel", ("cuda", "tpu"), _in_parallel, refuse=too_short),
+        native(_native, refuse=kalman_native.refuse),
+        Implementation("parallel", ("cuda", "tpu"), _parallel, refuse=too_short),
     ),
     differentiable=(True,) * 9 + (False,),
 )
 # behind "xla": where they are asked for
 operation.implementations += [
-    Implementation("parallel", ("cpu",), _in_parallel, refuse=empty),
-    Implementation("square_root", (), _square_root, refuse=empty),
+    Implementation("parallel", ("cpu",), _parallel, refuse=empty),
+    Implementation("square_root", (), _of_batches(kalman_square_root.smoothed), refuse=empty),
 ]
 
 
@@ -155,8 +137,7 @@ def kalman_smoother(
         A `Smoothed`: log-likelihood, means and covariances given all observations. Derivatives
         are those of the definition.
 
-    Source: Rauch, Tung and Striebel (1965); Bierman, Fixed interval smoothing with discrete
-    measurements (1973).
+    Source: Rauch, Tung and Striebel, Maximum likelihood estimates of linear dynamic systems (1965).
     """
     operands, back = prepared(y, A, Q, H, R, m0, P0, b, d, mask)
     return Smoothed(*(back(x) for x in operation(*operands)))

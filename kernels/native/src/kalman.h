@@ -46,6 +46,13 @@ struct KalmanAdjoint {
   Strided<T> d_y, d_A, d_Q, d_H, d_R, d_m0, d_P0, d_b, d_d;  // step 0: summed over time
 };
 
+template <class T>
+struct KalmanSmoother {
+  KalmanModel<T> model;
+  Strided<const T> mean, cov;  // filtered
+  Strided<T> to_mean, to_cov;  // smoothed
+};
+
 // Series whose covariances are the same: gains and S^-1 of every step are given.
 template <class T>
 struct KalmanMeans {
@@ -78,6 +85,8 @@ VARAX_DECLARE(
     void kalman_value_f64(const KalmanValue<double>* problem, int64_t group);
     void kalman_adjoint_f32(const KalmanAdjoint<float>* problem, int64_t group);
     void kalman_adjoint_f64(const KalmanAdjoint<double>* problem, int64_t group);
+    void kalman_smoother_f32(const KalmanSmoother<float>* problem, int64_t group);
+    void kalman_smoother_f64(const KalmanSmoother<double>* problem, int64_t group);
     void kalman_means_f32(const KalmanMeans<float>* problem, int64_t group);
     void kalman_means_f64(const KalmanMeans<double>* problem, int64_t group);
     void kalman_means_adjoint_f32(const KalmanMeansAdjoint<float>* problem, int64_t group);

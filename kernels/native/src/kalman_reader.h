@@ -69,7 +69,7 @@ struct Reader {
   }
 };
 
-int64_t checkpoints(int64_t steps) { return steps > 0 ? (steps - 1) / kKalmanSegment : 0; }
+inline int64_t checkpoints(int64_t steps) { return steps > 0 ? (steps - 1) / kKalmanSegment : 0; }
 
 enum { kY, kA, kQ, kH, kR, kM0, kP0, kB, kD, kMask, kOperands };
 

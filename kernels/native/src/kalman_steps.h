@@ -168,19 +168,26 @@ struct Filter {
     });
   }
 
-  VARAX_INLINE void predict() {
-    Row AP[N];
-    x.each_row([&](int i) VARAX_LAMBDA { AP[i] = combine(x, A[i], P); });
+  // A m + b, and A P A' + Q of A P.
+  VARAX_INLINE Row moved(const Row& m) const {
     if constexpr (X::lanes == 1) {
-      m = combine(x, m, At) + b;
+      return combine(x, m, At) + b;
     } else {
       Row next = b;
       x.each([&](int i) VARAX_LAMBDA { X::set(next, i, X::get(next, i) + x.dot(A[i], m)); });
-      m = next;
+      return next;
     }
+  }
+  VARAX_INLINE void moved(const Row* AP, Row* to) const {
     symmetric<true>(
-        x, P, [&](int i, int j) VARAX_LAMBDA { return X::get(Q[i], j) + x.dot(AP[i], A[j]); },
+        x, to, [&](int i, int j) VARAX_LAMBDA { return X::get(Q[i], j) + x.dot(AP[i], A[j]); },
         [&](int i) VARAX_LAMBDA { return combine(x, AP[i], half_At) + half_Q[i]; });
+  }
+  VARAX_INLINE void predict() {
+    Row AP[N];
+    x.each_row([&](int i) VARAX_LAMBDA { AP[i] = combine(x, A[i], P); });
+    m = moved(m);
+    moved(AP, P);
   }
 
   // What the way back wants of the last update, `rest` in the order of Segment's.
