@@ -75,7 +75,8 @@ def interleaved(
     """Time candidates in turns: every round runs each `calls` times, in alternating order.
 
     A candidate returns what it computed; the round ends when that is ready. A first round, which
-    fills caches, is not counted. `gc` waits meanwhile.
+    fills caches, is not counted. `gc` waits meanwhile. Threads of one candidate that still wait for
+    work in a loop do not take the next one's time: see `settled`.
     """
     runs = {name: Runs() for name in candidates}
     order = list(candidates)
@@ -83,6 +84,7 @@ def interleaved(
     gc.disable()
     for at in range(rounds + 1):
         for name in order if at % 2 else reversed(order):
+            settled()
             one = Runs()
             with timed(one, calls):
                 for _ in range(calls):
@@ -93,6 +95,16 @@ def interleaved(
                 runs[name].wall += one.wall
     gc.enable()
     return runs
+
+
+def settled(most: float = 1.0) -> None:
+    """Wait, `most` seconds, until the process uses no CPU: onnxruntime's threads spin for a while."""
+    step, end = 0.004, time.perf_counter() + most
+    while time.perf_counter() < end:
+        cpu = time.process_time()
+        time.sleep(step)
+        if time.process_time() - cpu < step / 8:
+            return
 
 
 @dataclasses.dataclass
