@@ -29,7 +29,7 @@ demo: $(VENV)/.installed-models  ## train a variational autoencoder (varax run v
 test: $(VENV)/.installed-test  ## run the tests, without the slow ones, compiled quickly
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
 
-test-all: $(VENV)/.installed-test $(VENV)-aot/.installed  ## run all tests, compile for TPUs too
+test-all: $(VENV)/.installed-test $(VENV)-aot/.installed  ## run all tests, compile for TPUs and GPUs too
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 	$(VENV)-aot/bin/python -m pytest -q tests/test_kernels_pallas_aot.py
 
@@ -72,10 +72,13 @@ $(BIN)/python:
 	  { echo "varax needs Python 3.11 to 3.13: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# TPUs' compiler has an environment of its own: where it is installed, JAX looks for TPUs.
+# The compilers of TPUs and GPUs have an environment of their own: where they are installed, JAX looks
+# for the devices. The CUDA plugin is that of the JAX that was chosen.
 $(VENV)-aot/.installed: pyproject.toml setup.py | $(BIN)/python
 	$(PYTHON) -m venv $(VENV)-aot
-	@VARAX_NATIVE_OBJECTS=$(CURDIR)/.cache/native $(VENV)-aot/bin/python -m pip install --quiet --editable ".[tpu-aot]"
+	@VARAX_NATIVE_OBJECTS=$(CURDIR)/.cache/native $(VENV)-aot/bin/python -m pip install --quiet --editable ".[aot]"
+	@$(VENV)-aot/bin/python -m pip install --quiet \
+	  "jax-cuda12-plugin==$$($(VENV)-aot/bin/python -c 'import jax; print(jax.__version__)')"
 	@touch $@
 
 .PRECIOUS: $(VENV)/.installed-%

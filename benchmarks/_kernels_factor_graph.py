@@ -1,4 +1,4 @@
-"""Loopy sum-product on an Ising grid: against a stencil of jnp.roll-like shifts, and PGMax."""
+"""Belief propagation on an Ising grid: against a stencil of jnp.roll-like shifts, and PGMax."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ def grid(n: int) -> np.ndarray:
     return np.concatenate([right, np.stack([index[:-1].ravel(), index[1:].ravel()], 1)])
 
 
-def stencil(unary: Any, coupling: float) -> Any:
+def stencil(unary: Any, coupling: Any, maximum: bool = False) -> Any:
     """Messages as log odds on the grid, four shifted arrays: what one writes for this graph alone.
 
-    exp(coupling s_i s_j): a message is 2 atanh(tanh(coupling) tanh(cavity / 2)).
+    exp(coupling s_i s_j): a message is 2 atanh(tanh(coupling) tanh(cavity / 2)), and of maxima
+    |cavity / 2 + coupling| - |cavity / 2 - coupling|.
     """
     n = int(unary.shape[0] ** 0.5)
     field = (unary[:, 1] - unary[:, 0]).reshape(n, n)
-    strength = np.tanh(coupling)
 
     def through(cavity: Any) -> Any:
-        return 2 * jnp.arctanh(strength * jnp.tanh(cavity / 2))
+        if maximum:
+            return abs(cavity / 2 + coupling) - abs(cavity / 2 - coupling)
+        return 2 * jnp.arctanh(jnp.tanh(coupling) * jnp.tanh(cavity / 2))
 
     def sweep(_: Any, messages: Any) -> Any:
         left, right, up, down = messages  # from the left neighbour, ...
@@ -48,7 +50,8 @@ def stencil(unary: Any, coupling: float) -> Any:
 
     messages = jax.lax.fori_loop(0, SWEEPS, sweep, (jnp.zeros_like(field),) * 4)
     odds = (field + sum(messages)).reshape(-1)
-    return jax.nn.sigmoid(jnp.stack([-odds, odds], 1))
+    both = jnp.stack([-odds, odds], 1)
+    return jnp.exp(jnp.minimum(both, 0)) if maximum else jax.nn.sigmoid(both)
 
 
 def _restore_what_pgmax_uses() -> None:
@@ -61,7 +64,7 @@ def _restore_what_pgmax_uses() -> None:
         jax.lib.xla_bridge = types.SimpleNamespace(get_backend=lambda: backend)
 
 
-def _pgmax(n: int, coupling: float) -> Callable[[Any], Any] | None:
+def _pgmax(n: int, coupling: float, maximum: bool) -> Callable[[Any], Any] | None:
     """PGMax's loopy belief propagation; None where it is not installed, said where it fails."""
     if importlib.util.find_spec("pgmax") is None:
         return None
@@ -80,9 +83,13 @@ def _pgmax(n: int, coupling: float) -> Callable[[Any], Any] | None:
 
         def run(unary: Any) -> Any:
             arrays = inferer.init(evidence_updates={variables: unary.reshape(n, n, 2)})
-            arrays = inferer.run(arrays, num_iters=SWEEPS, damping=0.0, temperature=1.0)
-            marginals = infer.get_marginals(inferer.get_beliefs(arrays))
-            return next(iter(marginals.values())).reshape(n * n, 2)
+            temperature = 0.0 if maximum else 1.0
+            arrays = inferer.run(arrays, num_iters=SWEEPS, damping=0.0, temperature=temperature)
+            beliefs = inferer.get_beliefs(arrays)
+            if not maximum:
+                beliefs = infer.get_marginals(beliefs)
+            found = next(iter(beliefs.values())).reshape(n * n, 2)
+            return jnp.exp(found - found.max(1, keepdims=True)) if maximum else found
 
         run(jnp.zeros((n * n, 2)))
     except Exception as error:  # its internals on a newer JAX: a row less, and a line that says so
@@ -107,10 +114,9 @@ def ising_entry(n: int, *, maximum: bool = False) -> Entry:
         rng = np.random.default_rng(0)
         unary = jnp.asarray(rng.standard_normal((n * n, 2)), jnp.float32)
         found: dict[str, Any] = {"varax": varax}
-        if not maximum:
-            found["plain XLA"] = lambda unary: stencil(unary, coupling)
-            if (peer := _pgmax(n, coupling)) is not None:
-                found["PGMax"] = peer
+        found["plain XLA"] = lambda unary: stencil(unary, coupling, maximum)
+        if (peer := _pgmax(n, coupling, maximum)) is not None:
+            found["PGMax"] = peer
         return {name: _call(jax.jit(f), unary) for name, f in found.items()}
 
     what = "max-product" if maximum else "sum-product"
@@ -118,11 +124,34 @@ def ising_entry(n: int, *, maximum: bool = False) -> Entry:
     return Entry("factor_graph", what, f"{n}x{n} K=2", make, flops=20.0 * updates)
 
 
-def _call(f: Callable[..., Any], given: Any) -> Callable[[], Any]:
-    return lambda: jax.block_until_ready(f(given))
+def gradient_entry(n: int) -> Entry:
+    """A sum of squares of the marginals, and its gradient in all unaries and the coupling.
+
+    varax differentiates the fixed point; the stencil goes back through its sweeps.
+    """
+    pairs = grid(n)
+
+    def varax(unary: Any, coupling: Any) -> Any:
+        table = coupling * jnp.array([[1.0, -1.0], [-1.0, 1.0]])
+        return sum_product(FactorGraph(unary, ((pairs, table),)), iterations=SWEEPS).marginals
+
+    def of_squares(f: Any) -> Any:
+        return jax.value_and_grad(lambda *at: (f(*at) ** 2).sum(), (0, 1))
+
+    def make() -> dict[str, Callable[[], Any]]:
+        unary = np.random.default_rng(0).standard_normal((n * n, 2))
+        given = jnp.asarray(unary, jnp.float32), jnp.float32(0.3)
+        forms = {"varax": varax, "plain XLA": stencil}
+        return {name: _call(jax.jit(of_squares(f)), *given) for name, f in forms.items()}
+
+    return Entry("factor_graph", "sum-product, value and gradient", f"{n}x{n} K=2", make)
+
+
+def _call(f: Callable[..., Any], *given: Any) -> Callable[[], Any]:
+    return lambda: jax.block_until_ready(f(*given))
 
 
 def entries(quick: bool) -> list[Entry]:
     """All of them, or short ones."""
     n = 30 if quick else 100
-    return [ising_entry(n), ising_entry(n, maximum=True)]
+    return [ising_entry(n), gradient_entry(n), ising_entry(n, maximum=True)]

@@ -126,7 +126,62 @@ def cholesky(count: int, n: int, dtype: str, gradient: bool) -> Entry:
     )
 
 
-def nearest(n: int, m: int, d: int, gradient: bool) -> Entry:
+def solves(count: int, n: int, operation: str, gradient: bool) -> Entry:
+    """Many systems with known factors, one right-hand side each."""
+
+    def make() -> dict[str, Any]:
+        rng = np.random.default_rng(0)
+        l = np.tril(rng.standard_normal((count, n, n))) / n + np.eye(n)
+        args = (
+            jnp.asarray(l, jnp.float32),
+            jnp.asarray(rng.standard_normal((count, n)), jnp.float32),
+        )
+
+        def plain(l: Any, b: Any) -> Any:
+            columns = b[..., None]
+            if operation == "small_cholesky_solve":
+                return jax.scipy.linalg.cho_solve((l, True), columns)[..., 0]
+            return jax.scipy.linalg.solve_triangular(l, columns, lower=True)[..., 0]
+
+        functions = {"varax": getattr(gp, operation), "plain XLA": plain}
+        if gradient:
+            functions = {name: with_gradient(f, (0, 1)) for name, f in functions.items()}
+        return candidates(functions, args)
+
+    size = 4 * count * n * n / 2  # of the triangles
+    return Entry(
+        operation,
+        "value and gradient" if gradient else "value",
+        f"{count:,} x {n} x {n}, float32",
+        make,
+        bytes=size * (3 if gradient else 1),
+    )
+
+
+def safe(n: int, gradient: bool) -> Entry:
+    """One covariance matrix that needs no jitter: what it costs to be sure."""
+
+    def make() -> dict[str, Any]:
+        x = np.sort(np.random.default_rng(0).random(n)) * n / 10
+        r = abs(x[:, None] - x)
+        a = jnp.asarray((1 + r) * np.exp(-r) + 0.1 * np.eye(n), jnp.float32)
+        functions = {"varax": lambda a: gp.safe_cholesky(a)[0], "plain XLA": jnp.linalg.cholesky}
+        if gradient:
+            functions = {name: with_gradient(f, (0,)) for name, f in functions.items()}
+        return candidates(functions, (a,))
+
+    return Entry(
+        "safe_cholesky",
+        "value and gradient" if gradient else "value",
+        f"{n} x {n}, float32",
+        make,
+        flops=n**3 / 3 * (4 if gradient else 1),
+    )
+
+
+def nearest(n: int, m: int, d: int, gradient: bool, likelihood: bool = False) -> Entry:
+    """Weights of nearest neighbours, or the likelihood by them of values at all points."""
+
     def make() -> dict[str, Any]:
         rng = np.random.default_rng(0)
         x = rng.random((n, d))  # in strips of a square, so that float32 holds the coordinates
@@ -144,8 +199,24 @@ def nearest(n: int, m: int, d: int, gradient: bool) -> Entry:
         def plain(x: Any, length_scale: Any, variance: Any, noise: Any) -> Any:
             return gathered(x, neighbours, length_scale, variance, noise)
 
+        values = jnp.asarray(rng.standard_normal(n), jnp.float32)
+
+        def vecchia(x: Any, length_scale: Any, variance: Any, noise: Any) -> Any:
+            parameters = {"length_scale": length_scale, "variance": variance, "noise": noise}
+            return gp.vecchia_log_likelihood(values, "matern32", x, neighbours, **parameters)
+
+        def plain_vecchia(*at: Any) -> Any:
+            weights, variances = plain(*at)
+            near = jnp.where(neighbours >= 0, values[jnp.maximum(neighbours, 0)], 0)
+            left = values - (weights * near).sum(1)
+            return -0.5 * (left**2 / variances + jnp.log(2 * jnp.pi * variances)).sum()
+
         functions = {"varax": fast, "plain XLA": plain}
-        if gradient:
+        if likelihood:
+            functions = {"varax": vecchia, "plain XLA": plain_vecchia}
+        if gradient and likelihood:
+            functions = {k: jax.value_and_grad(f, (1, 2, 3)) for k, f in functions.items()}
+        elif gradient:
             functions = {name: with_gradient(f, (1, 2, 3)) for name, f in functions.items()}
         args = (
             jnp.asarray(x, jnp.float32),
@@ -156,7 +227,7 @@ def nearest(n: int, m: int, d: int, gradient: bool) -> Entry:
     pairs = m * (m + 1) / 2
     flops = n * (pairs * (3 * d + 18) + m**3 / 3 + 2 * m**2)
     return Entry(
-        operation="nearest_neighbour_weights",
+        operation="vecchia_log_likelihood" if likelihood else "nearest_neighbour_weights",
         what="value and gradient" if gradient else "value",
         size=f"Matern-3/2, N = {n:,}, m = {m}, D = {d}, float32",
         make=make,
@@ -193,5 +264,12 @@ def entries(quick: bool) -> list[Entry]:
     if not quick:
         rows.append(product(100_000, 2, 1, False))
     rows += [cholesky(count, 20, dtype, g) for dtype in ("float32", "float64") for g in both]
+    rows += [
+        solves(count, 20, f"small_{kind}_solve", g)
+        for kind in ("triangular", "cholesky")
+        for g in both
+    ]
+    rows += [safe(1000, g) for g in both]
     rows += [nearest(count, 20, 2, g) for g in both]
+    rows += [nearest(count, 20, 2, g, likelihood=True) for g in both]
     return rows

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from _kernel_entries import Entry
 
-from varax.kernels.mp import hmm_filter, hmm_smoother, hmm_viterbi
+from varax.kernels.mp import hmm_filter, hmm_sample, hmm_smoother, hmm_viterbi
 
 
 def data(steps: int, states: int, batch: tuple[int, ...] = ()) -> tuple[jax.Array, ...]:
@@ -52,6 +52,24 @@ def scan_viterbi(initial: Any, transitions: Any, logs: Any) -> Any:
     end = last.argmax()
     _, path = jax.lax.scan(lambda z, b: (b[z], b[z]), end, best, reverse=True)
     return jnp.append(path, end)
+
+
+def scan_sample(uniforms: Any, initial: Any, transitions: Any, logs: Any) -> Any:
+    """Filter forwards, then invert the distribution functions backwards."""
+    _, filtered = scan_filter(initial, transitions, logs)
+
+    def chosen(weights: Any, uniform: Any) -> Any:
+        sums = jnp.cumsum(weights)
+        return (sums > uniform * sums[-1]).argmax()
+
+    def step(state: Any, now: Any) -> Any:
+        p, uniform = now
+        state = chosen(p * transitions[:, state], uniform)
+        return state, state
+
+    last = chosen(filtered[-1], uniforms[-1])
+    _, path = jax.lax.scan(step, last, (filtered[:-1], uniforms[:-1]), reverse=True)
+    return jnp.append(path, last)
 
 
 def _bound(functions: dict[str, Callable[..., Any]], given: Any) -> dict[str, Callable[[], Any]]:
@@ -127,11 +145,13 @@ def batch_entry(series: int, steps: int, states: int) -> Entry:
         return _bound(found, data(steps, states, (series,)))
 
     size = f"B={series} N={steps} K={states}"
-    return Entry("hmm_filter", "value and gradient, vmap", size, make)
+    moved = 5 * 4 * series * steps * states
+    flops = series * steps * (6 * states**2 + 30 * states)
+    return Entry("hmm_filter", "value and gradient, vmap", size, make, bytes=moved, flops=flops)
 
 
-def smoother_entry(steps: int, states: int) -> Entry:
-    """Smoothed probabilities and expected transitions."""
+def smoother_entry(steps: int, states: int, gradient: bool = False) -> Entry:
+    """Smoothed probabilities and expected transitions; or the gradient of their squares' sum."""
 
     def make() -> dict[str, Callable[[], Any]]:
         def by_gradient(*given: Any) -> Any:
@@ -147,9 +167,43 @@ def smoother_entry(steps: int, states: int) -> Entry:
                 return found.marginal_loglik, found.smoothed_probs, counts
 
             found["dynamax"] = of_dynamax
+        if gradient:
+            found = {name: _of_squares(f) for name, f in found.items()}
         return _bound(found, data(steps, states))
 
-    return Entry("hmm_smoother", "value", f"N={steps:.0e} K={states}", make)
+    what = "value and gradient" if gradient else "value"
+    moved = 3 * 4 * steps * states * (3 if gradient else 1)
+    flops = steps * (6 * states**2 + 30 * states) * (3 if gradient else 1)
+    size = f"N={steps:.0e} K={states}"
+    return Entry("hmm_smoother", what, size, make, bytes=moved, flops=flops)
+
+
+def _of_squares(f: Callable[..., Any]) -> Callable[..., Any]:
+    def total(*given: Any) -> Any:
+        value, smoothed, counts = f(*given)
+        return value + (smoothed**2).sum() + (counts**2).sum()
+
+    return jax.value_and_grad(total, (0, 1, 2))
+
+
+def sample_entry(steps: int, states: int) -> Entry:
+    """A path from the posterior. dynamax draws by other numbers, so that it cannot be compared."""
+
+    def make() -> dict[str, Callable[[], Any]]:
+        key = jax.random.key(0)
+
+        def plain(*given: Any) -> Any:
+            return scan_sample(jax.random.uniform(key, (1, steps))[0], *given)
+
+        found = {"varax": lambda *given: hmm_sample(key, *given), "plain XLA": plain}
+        return _bound(found, data(steps, states))
+
+    flops = steps * (2 * states**2 + 12 * states + 4 * states)
+    size = f"N={steps:.0e} K={states}"
+    # Where a uniform number falls on a boundary, rounding may choose.
+    return Entry(
+        "hmm_sample", "value", size, make, bytes=8 * steps * states, flops=flops, tolerance=0.05
+    )
 
 
 def viterbi_entry(steps: int, states: int) -> Entry:
@@ -162,7 +216,9 @@ def viterbi_entry(steps: int, states: int) -> Entry:
         return _bound(found, data(steps, states))
 
     # Of paths that are as likely but for rounding, candidates may take different ones.
-    return Entry("hmm_viterbi", "value", f"N={steps:.0e} K={states}", make, tolerance=0.05)
+    size = f"N={steps:.0e} K={states}"
+    moved, flops = 4 * steps * (states + 1), steps * (2 * states**2 + 2 * states)
+    return Entry("hmm_viterbi", "value", size, make, bytes=moved, flops=flops, tolerance=0.05)
 
 
 def entries(quick: bool) -> list[Entry]:
@@ -174,6 +230,8 @@ def entries(quick: bool) -> list[Entry]:
         *(gradient_entry(10_000, states) for states in (4, 16, 64)),
         batch_entry(64 if quick else 512, 200, 4),
         smoother_entry(10_000, 16),
+        smoother_entry(10_000, 16, gradient=True),
+        sample_entry(10_000, 16),
         viterbi_entry(10_000, 4),
         viterbi_entry(10_000, 32),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,7 +42,25 @@ def entries(quick: bool) -> list[Entry]:
         for what, gradient in (("value", False), ("value and gradient", True))
     ]
     found += [
-        Entry("kalman_smoother", "value", f"{steps} steps, 3 states, float32", smoother(3, steps))
+        Entry(
+            "kalman_smoother",
+            "value and gradient" if gradient else "value",
+            f"{steps} steps, {n} states, float32",
+            smoother(n, steps, gradient),
+            bytes=4 * steps * (1 + n + n**2),
+            flops=steps * (14 * n**3 + 16 * n**2) * (2.5 if gradient else 1),
+        )
+        for n, gradient in ((3, False), (6, False), (3, True))
+    ]
+    found += [
+        Entry(
+            "kalman_sample",
+            "value",
+            f"{steps} steps, 3 states, float32",
+            sampler(3, steps),
+            bytes=4 * steps * (1 + 2 * 3),
+            flops=steps * (14 * 3**3 + 16 * 3**2),
+        )
     ]
     found += [
         Entry(
@@ -130,7 +149,44 @@ def series(
     return make
 
 
-def smoother(n: int, steps: int) -> Callable[[], dict[str, Callable[[], Any]]]:
+def sampler(n: int, steps: int) -> Callable[[], dict[str, Callable[[], Any]]]:
+    """Draws by the same normal numbers; dynamax draws by its own, and cannot be compared."""
+
+    def make() -> dict[str, Callable[[], Any]]:
+        noise = jnp.asarray(np.random.default_rng(1).standard_normal((steps, n)), jnp.float32)
+        forms = {"varax": mp.kalman_sample, "plain XLA": plain_sample}
+        model = arrays(n, steps)
+        return {k: timed(partial(f, noise), model, (), False) for k, f in forms.items()}
+
+    return make
+
+
+def plain_sample(noise: Any, y: Any, A: Any, Q: Any, H: Any, R: Any, m0: Any, P0: Any) -> jax.Array:
+    """Filter forwards, sample backwards, as books print it."""
+
+    def forwards(carry: Any, y: Any) -> Any:
+        m, P = carry
+        K = (P @ H) / (H @ P @ H + R)
+        m, P = m + K * (y - H @ m), P - jnp.outer(K, H @ P)
+        return (A @ m, A @ P @ A.T + Q), (m, P)
+
+    def draw(m: Any, P: Any, z: Any) -> Any:
+        return m + jnp.linalg.cholesky((P + P.T) / 2) @ z
+
+    def backwards(x: Any, now: Any) -> Any:
+        m, P, z = now
+        predicted = A @ P @ A.T + Q
+        G = jnp.linalg.solve(predicted, A @ P).T
+        x = draw(m + G @ (x - A @ m), P - G @ predicted @ G.T, z)
+        return x, x
+
+    _, (m, P) = jax.lax.scan(forwards, (m0, P0), y)
+    last = draw(m[-1], P[-1], noise[-1])
+    _, xs = jax.lax.scan(backwards, last, (m[:-1], P[:-1], noise[:-1]), reverse=True)
+    return jnp.concatenate([xs, last[None]])
+
+
+def smoother(n: int, steps: int, gradient: bool) -> Callable[[], dict[str, Callable[[], Any]]]:
     def make() -> dict[str, Callable[[], Any]]:
         model = arrays(n, steps)
         definition = mp.kalman_smoother
@@ -152,7 +208,17 @@ def smoother(n: int, steps: int) -> Callable[[], dict[str, Callable[[], Any]]]:
             forms["dynamax"] = of_dynamax
         except ImportError:
             pass
-        return {k: timed(f, model, (), False) for k, f in forms.items()}
+
+        def of_squares(f: Any) -> Any:
+            def total(*model: Any) -> Any:
+                log_likelihood, means, covariances = f(*model)
+                return log_likelihood + (means**2).sum() + (covariances**2).sum()
+
+            return total
+
+        if gradient:
+            forms = {k: of_squares(f) for k, f in forms.items()}
+        return {k: timed(f, model, tuple(range(1, 7)), gradient) for k, f in forms.items()}
 
     return make
 

@@ -5,6 +5,7 @@ Weights come from memory, as those of a network do: every candidate goes through
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from _kernel_entries import Entry
 
-from varax.kernels.quant import NF4, PackedWeights, quantized_matmul
+from varax.kernels.quant import NF4, Outliers, PackedWeights, quantized_matmul
 from varax.kernels.quant.layout import group_count
 
 Candidates = dict[str, Callable[[], Any]]
@@ -38,6 +39,7 @@ def entries(quick: bool) -> list[Entry]:
                     (3, 128, "int8", ""),
                 ]
             found += [_entry(rows, inputs, outputs, *scheme) for scheme in schemes]
+    found += [_with_outliers(rows, size, size) for rows in (1, 8)]
     found.append(_gradient(8, size, size))
     return found
 
@@ -107,6 +109,42 @@ def _entry(
         kind="int8" if activations == "int8" else "float32",
         # Rows in 7 bits or 8, one step a row or a block, bfloat16: each rounds in its own way.
         tolerance=0.05 if activations == "int8" else 0.02,
+    )
+
+
+def _with_outliers(rows: int, inputs: int, outputs: int) -> Entry:
+    """One weight in 200 besides as a float32 of its own."""
+    count = inputs * outputs // 200
+
+    def make() -> Candidates:
+        packed, dense, _, _ = _weights(inputs, outputs, 4, 128, "")
+        rng = np.random.default_rng(2)
+        at = np.unravel_index(rng.choice(inputs * outputs, count, replace=False), (inputs, outputs))
+        values = rng.standard_normal(count).astype(np.float32)
+        sparse = Outliers.from_coordinates(*at, values, outputs)
+        packed = dataclasses.replace(packed, outliers=sparse)
+        dense = dense.copy()
+        dense[at] += values
+        x = jnp.asarray(rng.standard_normal((rows, inputs)), jnp.float32)
+        own, plain = jax.jit(quantized_matmul), jax.jit(jnp.matmul)
+
+        def product(f: Any, weights: Any) -> Callable[[], Any]:
+            copied = jax.tree.map(jnp.array, weights)
+            return lambda: f(x, copied)
+
+        return {
+            "varax": _cold(lambda: product(own, packed), inputs * outputs // 2 + 8 * count),
+            "plain XLA": _cold(lambda: product(plain, dense), inputs * outputs * 4),
+        }
+
+    return Entry(
+        operation="quantized_matmul",
+        what="w4 a32 and 0.5 % outliers",
+        size=f"{rows} x {inputs} x {outputs}, group 128",
+        make=make,
+        calls=10,
+        bytes=inputs * outputs / 2 + 8 * count + 4 * group_count(inputs, 128) * outputs,
+        flops=2 * rows * (inputs * outputs + count),
     )
 
 

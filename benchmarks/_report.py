@@ -98,7 +98,7 @@ def interleaved(
 
 
 def settled(most: float = 1.0) -> None:
-    """Wait, `most` seconds, until the process uses no CPU: onnxruntime's threads spin for a while."""
+    """Wait, `most` seconds, until the process uses no CPU: onnxruntime's threads spin a while."""
     step, end = 0.004, time.perf_counter() + most
     while time.perf_counter() < end:
         cpu = time.process_time()
