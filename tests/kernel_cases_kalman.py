@@ -85,7 +85,12 @@ def integrator(name, n, steps, *, prior, noise, series=(), operation="kalman_fil
     def arrays(rng):
         A, H = np.eye(n) + 0.1 * np.eye(n, k=1), np.eye(1, n)
         slower = np.linspace(0.9, 1, *series)[..., None, None] if series else 1.0
-        y, m0, b, d = rng.standard_normal((*series, steps, 1)), np.zeros(n), np.zeros(n), np.zeros(1)
+        y, m0, b, d = (
+            rng.standard_normal((*series, steps, 1)),
+            np.zeros(n),
+            np.zeros(n),
+            np.zeros(1),
+        )
         return y, slower * A, 0.1 * np.eye(n), H, noise * np.eye(1), m0, prior * np.eye(n), b, d
 
     axes = batched(("y", "A")) if series else None

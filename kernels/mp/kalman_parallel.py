@@ -119,5 +119,10 @@ def _carried(G: Any, add: Any, through: Any) -> Any:
     return jax.lax.associative_scan(jax.vmap(combine), (maps, add), reverse=True)[1]
 
 
+def carried_forward(G: Any, add: Any, through: Any) -> Any:
+    """X_0 = add_0, X_{t+1} = through(G_t, X_t) + add_{t+1}, `through` linear in X: G' X or G' X G."""
+    return _carried(G[::-1], add[::-1], through)[::-1]
+
+
 def _each(x: Any, steps: int, core: int) -> Any:
     return x if x.ndim > core else jnp.broadcast_to(x, (steps, *x.shape))

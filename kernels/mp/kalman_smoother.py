@@ -11,13 +11,14 @@ P_s' of the next step; the parallel form scans its maps. All take a singular pre
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..frame import Call, Implementation, Operation
-from ..frame.implementation import Value
+from ..frame.implementation import Adjoint, Value
 from ..native import call as call_native
 from ..native import native
 from . import (
@@ -31,6 +32,7 @@ from . import (
 from .kalman_checks import prepared
 from .kalman_definition import OPERANDS, by_time, symmetric
 from .kalman_in_jax import empty, too_short
+from .kalman_smoother_adjoint import added, adjoint
 from .small import factor, solved
 
 
@@ -61,46 +63,96 @@ def _definition(*operands: Any) -> Any:
     return log_likelihood, means, covariances
 
 
+def _saving(*operands: Any) -> Any:
+    log_likelihood, means, covariances = _definition(*operands)
+    kept = kalman_definition.filtered(*operands)[1:]
+    return (log_likelihood, means, covariances), (means, covariances, *kept)
+
+
 def _native(call: Call, *operands: Any) -> Any:
     filter_call = dataclasses.replace(call, statics={"moments": True})
-    (log_likelihood, *filtered), _ = kalman_shared.value(filter_call, *operands)
+    (log_likelihood, *filtered), kept = kalman_shared.value(filter_call, *operands)
     name, attributes = kalman_native.handler(call, "smoother"), kalman_native.attributes(call)
     results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in filtered]
-    return (log_likelihood, *call_native(name, results, *operands, *filtered, **attributes)), ()
+    smoothed = call_native(name, results, *operands, *filtered, **attributes)
+    return (log_likelihood, *smoothed), (*smoothed, *kept) if call.save else ()
 
 
-def _in_parallel(*operands: Any) -> Any:
+def _native_adjoint(call: Call, operands: Any, residuals: Any, cotangents: Any) -> Any:
+    l, *moments = cotangents
+    means, covariances, *kept = residuals
+    steps, n = means.shape[-2:]
+    if steps == 0:
+        return (None,) * len(operands)
+    given = [jnp.zeros((0,), means.dtype) if ct is None else ct for ct in moments]
+    names = "A", "Q", "b"
+    shapes = [call.operands[OPERANDS.index(name)].shape for name in names]
+    results = [kalman_native.struct(call, *s) for s in ((steps, n), (steps, n, n), *shapes)]
+    dm, dP, *more = call_native(
+        kalman_native.handler(call, "smoother_adjoint"),
+        results,
+        *operands,
+        *kept[:2],
+        means,
+        covariances,
+        *given,
+        **kalman_native.attributes(call),
+    )
+    filter_call = dataclasses.replace(call, statics={"moments": True})
+    found = kalman_shared.adjoint(filter_call, operands, kept, (l, dm, dP))
+    return added(found, dict(zip(names, more, strict=True)))
+
+
+def _in_jax(smoothed: Any, filtered: Any, back: Any) -> tuple[Value, Adjoint]:
+    """What an implementation is told, to functions of one series."""
+
+    def value(call: Call, *operands: Any) -> Any:
+        def one(*operands: Any) -> Any:
+            found = smoothed(*operands)
+            return found, (*found[1:], *filtered(*operands)[1:]) if call.save else ()
+
+        return _over_batch(call, one, call.batched)(*operands)
+
+    def adjoint(call: Call, operands: Any, residuals: Any, cotangents: Any) -> Any:
+        axes = (tuple(call.batched), True, True)
+        return _over_batch(call, back, axes)(tuple(operands), residuals, cotangents)
+
+    return value, adjoint
+
+
+def _over_batch(call: Call, f: Any, has: Any) -> Any:
+    if call.batch is None:
+        return f
+    return jax.vmap(f, jax.tree.map(lambda batched: 0 if batched else None, tuple(has)))
+
+
+def _smoothed_in_parallel(*operands: Any) -> Any:
     of = dict(zip(OPERANDS, operands, strict=True))
     log_likelihood, means, covariances, *_ = kalman_parallel.filtered(*operands)
     smoothed = kalman_backward.smoothed(of["A"], of["Q"], of["b"], means, covariances)
     return log_likelihood, *smoothed
 
 
-def _of_batches(function: Any) -> Value:
-    """What an implementation is told, to a function of one series."""
-
-    def value(call: Call, *operands: Any) -> Any:
-        if call.batch is None:
-            return function(*operands), ()
-        return jax.vmap(function, tuple(0 if has else None for has in call.batched))(*operands), ()
-
-    return value
-
-
-_parallel = _of_batches(_in_parallel)
+_back_in_parallel = functools.partial(
+    adjoint, carried=kalman_parallel.carried_forward, of_filter=kalman_parallel.adjoint
+)
+_parallel = _in_jax(_smoothed_in_parallel, kalman_parallel.filtered, _back_in_parallel)
+_square_root = _in_jax(kalman_square_root.smoothed, kalman_square_root.filtered, adjoint)
 operation = Operation(
     "kalman_smoother",
     _definition,
+    saving=_saving,
+    adjoint=adjoint,
     implementations=(
-        native(_native, refuse=kalman_native.refuse),
-        Implementation("parallel", ("cuda", "tpu"), _parallel, refuse=too_short),
+        native(_native, _native_adjoint, refuse=kalman_native.refuse),
+        Implementation("parallel", ("cuda", "tpu"), *_parallel, refuse=too_short),
     ),
     differentiable=(True,) * 9 + (False,),
 )
 # behind "xla": where they are asked for
 operation.implementations += [
-    Implementation("parallel", ("cpu",), _parallel, refuse=empty),
-    Implementation("square_root", (), _of_batches(kalman_square_root.smoothed), refuse=empty),
+    Implementation("parallel", ("cpu",), *_parallel, refuse=empty),
+    Implementation("square_root", (), *_square_root, refuse=empty),
 ]
 
 
@@ -134,8 +186,8 @@ def kalman_smoother(
     """Smooth a linear-Gaussian chain; arguments and errors as `kalman_filter`.
 
     Returns:
-        A `Smoothed`: log-likelihood, means and covariances given all observations. Derivatives
-        are those of the definition.
+        A `Smoothed`: log-likelihood, means and covariances given all observations, with an
+        adjoint of its own.
 
     Source: Rauch, Tung and Striebel, Maximum likelihood estimates of linear dynamic systems (1965).
     """

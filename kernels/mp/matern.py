@@ -27,6 +27,7 @@ from .matern_transitions import KINDS, transitions
 SEGMENT = 64  # times from one kept moment to the next
 MAY_BE_LEFT_OUT = (0, 1, 4)  # cotangents of whole series: times, y, noise_sd
 
+
 def _chain(operands: Any, kind: str) -> Any:
     times, y, variance, length_scale, noise_sd = operands
     A, Q, P0 = transitions(times, kind, variance, length_scale)

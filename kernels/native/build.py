@@ -96,7 +96,10 @@ def commands(objects: Path, sanitize: bool) -> list[tuple[list[str], Path]]:
             if not source.name.endswith(".kernel.cc"):
                 more = ["-O1"]  # the loops are elsewhere
             elif X86 and not level and not sanitize:
-                more = [*more, "-O2"]  # compiles in half the time, for the processors of before 2013
+                more = [
+                    *more,
+                    "-O2",
+                ]  # compiles in half the time, for the processors of before 2013
             found.append(
                 ([*cxx, *flags, *own, *more, define, "-c", str(source), "-o", str(target)], target)
             )

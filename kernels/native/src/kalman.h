@@ -53,6 +53,15 @@ struct KalmanSmoother {
   Strided<T> to_mean, to_cov;  // smoothed
 };
 
+template <class T>
+struct KalmanSmootherAdjoint {
+  KalmanModel<T> model;
+  Strided<const T> mean, cov, smoothed_mean, smoothed_cov;
+  Strided<const T> d_mean, d_cov;  // of the smoothed moments, or absent
+  Strided<T> to_mean, to_cov;      // of the filtered moments
+  Strided<T> d_A, d_Q, d_b;        // step 0: summed over time
+};
+
 // Series whose covariances are the same: gains and S^-1 of every step are given.
 template <class T>
 struct KalmanMeans {
@@ -87,6 +96,8 @@ VARAX_DECLARE(
     void kalman_adjoint_f64(const KalmanAdjoint<double>* problem, int64_t group);
     void kalman_smoother_f32(const KalmanSmoother<float>* problem, int64_t group);
     void kalman_smoother_f64(const KalmanSmoother<double>* problem, int64_t group);
+    void kalman_smoother_adjoint_f32(const KalmanSmootherAdjoint<float>* problem, int64_t group);
+    void kalman_smoother_adjoint_f64(const KalmanSmootherAdjoint<double>* problem, int64_t group);
     void kalman_means_f32(const KalmanMeans<float>* problem, int64_t group);
     void kalman_means_f64(const KalmanMeans<double>* problem, int64_t group);
     void kalman_means_adjoint_f32(const KalmanMeansAdjoint<float>* problem, int64_t group);

@@ -27,6 +27,11 @@ struct Lanes {
       for (int j = 0; j < N; ++j) c.e[j] = a.e[j] - b.e[j];
       return c;
     }
+    friend VARAX_INLINE Row operator-(const Row& a) {
+      Row c;
+      for (int j = 0; j < N; ++j) c.e[j] = -a.e[j];
+      return c;
+    }
     friend VARAX_INLINE Row operator*(const E& x, const Row& a) {
       Row c;
       for (int j = 0; j < N; ++j) c.e[j] = x * a.e[j];

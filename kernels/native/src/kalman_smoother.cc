@@ -1,4 +1,4 @@
-// FFI handlers of the Kalman smoother.
+// FFI handlers of the Kalman smoother and its adjoint.
 #include "kalman_reader.h"
 
 namespace varax {
@@ -31,8 +31,45 @@ ffi::Error smoother(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remainin
   return ffi::Error::Success();
 }
 
+template <class T>
+ffi::Error smoother_adjoint(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                            ffi::Span<const int64_t> sizes, ffi::Span<const int64_t> varies,
+                            ffi::Span<const int64_t> batched) {
+  Reader read{args, rets, 0, {}};
+  KalmanSmootherAdjoint<T> problem{};
+  problem.model = model<T>(read, sizes, varies, batched);
+  if (!read.error.empty()) return ffi::Error::InvalidArgument(read.error);
+  const int64_t n = problem.model.n, steps = problem.model.steps, moves = std::max<int64_t>(steps - 1, 0);
+  problem.mean = read.in<T>("filtered means", n, steps, true, true);
+  problem.cov = read.in<T>("filtered covariances", n * n, steps, true, true);
+  problem.smoothed_mean = read.in<T>("smoothed means", n, steps, true, true);
+  problem.smoothed_cov = read.in<T>("smoothed covariances", n * n, steps, true, true);
+  problem.d_mean = read.in<T>("the means' cotangents", n, steps, true, true, true);
+  problem.d_cov = read.in<T>("the covariances' cotangents", n * n, steps, true, true, true);
+  problem.to_mean = read.out<T>("filtered means' cotangents", n, steps, true);
+  problem.to_cov = read.out<T>("filtered covariances' cotangents", n * n, steps, true);
+  problem.d_A = read.out<T>("A", n * n, moves, varies[kA]);
+  problem.d_Q = read.out<T>("Q", n * n, moves, varies[kQ]);
+  problem.d_b = read.out<T>("b", n, moves, varies[kB]);
+  if (read.bad_count()) return ffi::Error::InvalidArgument(read.error);
+  if (steps == 0) return ffi::Error::InvalidArgument("kalman: no step to smooth");
+  if (problem.model.batch == 0) return ffi::Error::Success();
+  if constexpr (sizeof(T) == 4) {
+    auto groups = VARAX_PICK(kalman_groups_f32);
+    auto run = VARAX_PICK(kalman_smoother_adjoint_f32);
+    parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
+  } else {
+    auto groups = VARAX_PICK(kalman_groups_f64);
+    auto run = VARAX_PICK(kalman_smoother_adjoint_f64);
+    parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
+  }
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace varax
 
 VARAX_HANDLER(varax_kalman_smoother_f32, varax::smoother<float>, varax::kalman_binding());
+VARAX_HANDLER(varax_kalman_smoother_adjoint_f32, varax::smoother_adjoint<float>, varax::kalman_binding());
+VARAX_HANDLER(varax_kalman_smoother_adjoint_f64, varax::smoother_adjoint<double>, varax::kalman_binding());
 VARAX_HANDLER(varax_kalman_smoother_f64, varax::smoother<double>, varax::kalman_binding());

@@ -1,37 +1,10 @@
 // The smoother's loop back through time: the formulas of kernels/mp/kalman_smoother.py.
+#include "kalman_gain.h"
 #include "kalman_pick.h"
-#include "kalman_steps.h"
 
 namespace varax {
 namespace VARAX_ISA {
 namespace {
-
-// B becomes S^-1 B, S positive semi-definite, by S = L D L'. A pivot that rounding has left at or below zero is
-// a direction without variance: the inverse is that in the range of S.
-template <class X>
-VARAX_INLINE void solve(const X& x, const typename X::Row* S, typename X::Row* B) {
-  using T = typename X::T;
-  using E = typename X::E;
-  constexpr int N = X::N;
-  const E tiny = X::broadcast(sizeof(T) == 4 ? T(1.1920929e-07 * N) : T(2.220446049250313e-16 * N));
-  E L[N][N], inverse[N];
-  for (int i = 0; i < N; ++i)
-    for (int j = 0; j <= i; ++j) L[i][j] = X::get(S[i], j);
-  for (int k = 0; k < N; ++k) {
-    const E pivot = L[k][k];
-    inverse[k] = pivot <= tiny * X::get(S[k], k) ? E{} : X::broadcast(1) / pivot;  // NaN goes on
-    for (int i = k + 1; i < N; ++i) {
-      const E f = L[i][k] * inverse[k];
-      for (int j = k + 1; j <= i; ++j) L[i][j] -= f * L[j][k];
-      B[i] = (-f) * B[k] + B[i];
-    }
-    for (int i = k + 1; i < N; ++i) L[i][k] *= inverse[k];
-  }
-  for (int i = N - 1; i >= 0; --i) {
-    B[i] = inverse[i] * B[i];
-    for (int k = i + 1; k < N; ++k) B[i] = (-L[k][i]) * B[k] + B[i];
-  }
-}
 
 template <class X>
 void smooth(const KalmanSmoother<typename X::T>& problem, int64_t group) {
@@ -58,7 +31,7 @@ void smooth(const KalmanSmoother<typename X::T>& problem, int64_t group) {
       Row G[N], predicted[N], F[N], V[N], FP[N];  // G' and F' = (I - G A)'
       x.each_row([&](int i) VARAX_LAMBDA { G[i] = combine(x, A[i], Pf); });
       filter.moved(G, predicted);
-      solve(x, predicted, G);
+      Factor<X>(predicted).solve(G);
       const Row ahead = filter.moved(mf);
       m = combine(x, m - ahead, G) + mf;
       x.each_row([&](int i) VARAX_LAMBDA {

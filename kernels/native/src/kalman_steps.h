@@ -178,6 +178,16 @@ struct Filter {
       return next;
     }
   }
+  // row A'.
+  VARAX_INLINE Row times_transposed(const Row& row) const {
+    if constexpr (X::lanes == 1) {
+      return combine(x, row, At);
+    } else {
+      Row out;
+      x.each([&](int j) VARAX_LAMBDA { X::set(out, j, x.dot(row, A[j])); });
+      return out;
+    }
+  }
   VARAX_INLINE void moved(const Row* AP, Row* to) const {
     symmetric<true>(
         x, to, [&](int i, int j) VARAX_LAMBDA { return X::get(Q[i], j) + x.dot(AP[i], A[j]); },
