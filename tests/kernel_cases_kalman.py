@@ -80,7 +80,7 @@ def of_moved(*arrays):
 
 
 def integrator(name, n, steps, *, prior, noise, series=(), operation="kalman_filter"):
-    """States that add up from the last to the first, which is observed: nothing shrinks by itself."""
+    """States that add up from the last to the first, which is observed: nothing shrinks."""
 
     def arrays(rng):
         A, H = np.eye(n) + 0.1 * np.eye(n, k=1), np.eye(1, n)

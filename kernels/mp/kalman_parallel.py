@@ -120,7 +120,7 @@ def _carried(G: Any, add: Any, through: Any) -> Any:
 
 
 def carried_forward(G: Any, add: Any, through: Any) -> Any:
-    """X_0 = add_0, X_{t+1} = through(G_t, X_t) + add_{t+1}, `through` linear in X: G' X or G' X G."""
+    """X_0 = add_0, X_{t+1} = through(G_t, X_t) + add_{t+1}, `through` being G' X or G' X G."""
     return _carried(G[::-1], add[::-1], through)[::-1]
 
 

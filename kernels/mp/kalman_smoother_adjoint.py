@@ -1,13 +1,13 @@
 """The derivative of smoothed moments: forward through the smoother, then back through the filter.
 
-A step of the smoother, with gain G = P A' S^-1, S = A P A' + Q, F = I - G A, and m', P_s' of the next
+A step of the smoother, with G = P A' S^-1, S = A P A' + Q, F = I - G A, and m', P_s' of the next
 step, is
 
     m_s = m + G (m' - A m - b)        P_s = F P F' + G (Q + P_s') G'
 
-Cotangents x, X of m_s, P_s at a time are those of the outputs and, of all before it, G' x and G' X G
-of the time before; this is the part in which one step waits for another. They give those of the
-filtered m, P and of A, Q, b, and the filter's own adjoint goes on from these.
+Cotangents x, X of m_s, P_s at a time are those of the outputs, and G' x and G' X G of the time
+before; this is the part in which one step waits for another. They give those of the filtered m, P
+and of A, Q, b, and the filter's own adjoint goes on from these.
 """
 
 from __future__ import annotations

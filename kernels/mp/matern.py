@@ -42,7 +42,7 @@ def _definition(*operands: Any, kind: str) -> Any:
 
 
 def _saving(*operands: Any, kind: str) -> Any:
-    """Predicted means and packed upper triangles of covariances, of the first time of each segment."""
+    """Predicted means and packed upper triangles of covariances, where each segment begins."""
     chain = _chain(operands, kind)
     log_likelihood, means, covariances, *_ = kalman_definition.filtered(*chain)
     _, A, Q, _, _, m0, P0 = chain[:7]
