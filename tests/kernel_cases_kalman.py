@@ -83,20 +83,29 @@ def integrator(name, n, steps, *, prior, noise, series=(), operation="kalman_fil
     """States that add up from the last to the first, which is observed: nothing shrinks."""
 
     def arrays(rng):
-        A, H = np.eye(n) + 0.1 * np.eye(n, k=1), np.eye(1, n)
+        def around(x):  # of a size, so that the roundings of several draws are independent
+            return x * np.exp(0.3 * rng.standard_normal(np.shape(x)))
+
+        A, H = np.eye(n) + around(0.1 * np.eye(n, k=1)), np.eye(1, n)
         slower = np.linspace(0.9, 1, *series)[..., None, None] if series else 1.0
-        y, m0, b, d = (
+        Q, R, P0 = (np.diag(around(np.full(k, x))) for k, x in ((n, 0.1), (1, noise), (n, prior)))
+        zero = np.zeros(n)
+        return (
             rng.standard_normal((*series, steps, 1)),
-            np.zeros(n),
-            np.zeros(n),
-            np.zeros(1),
+            slower * A,
+            Q,
+            H,
+            R,
+            zero,
+            P0,
+            zero,
+            zero[:1],
         )
-        return y, slower * A, 0.1 * np.eye(n), H, noise * np.eye(1), m0, prior * np.eye(n), b, d
 
     axes = batched(("y", "A")) if series else None
     smoother = operation == "kalman_smoother"
     function = of_arrays(mp.kalman_smoother if smoother else mp.kalman_log_likelihood)
-    return Case(f"integrator-{name}", operation, function, arrays, axes, 8)
+    return Case(f"integrator-{name}", operation, function, arrays, axes, 32)
 
 
 FILTER = [
