@@ -70,7 +70,7 @@ def timed(runs: Runs, calls: int = 1) -> Any:
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], Any]], rounds: int, calls: int
+    candidates: Mapping[str, Callable[[], Any]], rounds: int, calls: int | Mapping[str, int]
 ) -> dict[str, Runs]:
     """Time candidates in turns: every round runs each `calls` times, in alternating order.
 
@@ -85,9 +85,9 @@ def interleaved(
     for at in range(rounds + 1):
         for name in order if at % 2 else reversed(order):
             settled()
-            one = Runs()
-            with timed(one, calls):
-                for _ in range(calls):
+            one, times = Runs(), calls if isinstance(calls, int) else calls[name]
+            with timed(one, times):
+                for _ in range(times):
                     out = candidates[name]()
                 jax.block_until_ready(out)
             if at:

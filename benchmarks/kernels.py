@@ -128,9 +128,9 @@ def title(entry: Entry) -> str:
 
 def timed(entry: Entry, candidates: dict[str, Any], rounds: int) -> dict[str, Runs]:
     """All candidates of an entry, in turns."""
-    slowest = max(best(f, rounds=1) for f in candidates.values())
-    calls = 1 if slowest > SLOW / 10 else entry.calls
-    return interleaved(candidates, 3 if slowest > SLOW else rounds, calls)
+    seconds = {name: best(f, rounds=1) for name, f in candidates.items()}
+    calls = {name: 1 if s > SLOW / 10 else entry.calls for name, s in seconds.items()}
+    return interleaved(candidates, 3 if max(seconds.values()) > SLOW else rounds, calls)
 
 
 def row(entry: Entry, name: str, run: Runs, ours: Runs, error: float, floor: float | None) -> Any:
