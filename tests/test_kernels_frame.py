@@ -181,6 +181,26 @@ def test_cotangents_of_shared_operands_are_sums_over_the_batch(toy, form):
         del toy.implementations[0]
 
 
+def test_an_adjoint_is_told_whose_cotangents_are_wanted(toy):
+    wanted = []
+
+    def choosy(call, operands, residuals, cotangents):
+        wanted.append(call.wanted)
+        found = adjoint_by_hand(call, operands, residuals, cotangents)
+        return tuple(ct if i in call.wanted else None for i, ct in enumerate(found))
+
+    toy.add(Implementation("choosy", ("cpu",), value_by_numpy, choosy))
+    try:
+        with jax.enable_x64(True), kernels.using(toy="choosy"):
+            a, x = sizes()
+            for of in (0, 1, (0, 1)):
+                ours, plain = (jax.jit(jax.grad(reduced(f), of)) for f in (toy, definition))
+                close(ours(a, x), plain(a, x))
+        assert wanted == [(0,)] * 2 + [(1,)] * 2 + [(0, 1)] * 2  # the function calls it twice
+    finally:
+        del toy.implementations[0]
+
+
 def test_an_operation_runs_outside_jit(toy):
     with jax.enable_x64(True):
         a, x = sizes()

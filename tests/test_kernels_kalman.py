@@ -466,3 +466,19 @@ def test_threads_and_instruction_sets(tmp_path):
     for name in ("portable", "avx2"):
         for a, b in zip(results["all"], results[name], strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4 * abs(a).max())
+
+
+@NATIVE
+@pytest.mark.parametrize("noise", [(), (150,)])
+def test_a_matern_gradient_is_the_same_whatever_else_is_wanted(noise):
+    rng = np.random.default_rng(0)
+    times, y = np.cumsum(rng.exponential(size=150)), rng.standard_normal(150)
+    given = [times, y, 1.3, 2.0, 0.3 + rng.random(noise)]
+
+    def likelihood(times, y, variance, length_scale, noise_sd):
+        return mp.matern_log_likelihood(times, y, "5/2", variance, length_scale, noise_sd)
+
+    with jax.enable_x64(True), kernels.using("native"):
+        whole = jax.jit(jax.grad(likelihood, (0, 1, 2, 3, 4)))(*given)
+        for i, of_all in enumerate(whole):
+            np.testing.assert_array_equal(jax.jit(jax.grad(likelihood, i))(*given), of_all)
