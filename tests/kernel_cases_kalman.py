@@ -120,7 +120,7 @@ FILTER = [
     case("no step", mp.kalman_filter, 2, 1, 0),
     case("large", mp.kalman_filter, 2, 2, 6, scale=1e8, draws=8),
     case("small", mp.kalman_filter, 2, 2, 6, scale=1e-8, draws=8),
-    integrator("3-diffuse", 3, 300, prior=1e8, noise=1.0),
+    integrator("3-diffuse", 3, 300, prior=1e6, noise=1.0),
     integrator("3-precise", 3, 300, prior=1.0, noise=1e-5),
     integrator("6-precise", 6, 300, prior=1.0, noise=1e-5),
     integrator("lanes", 3, 300, prior=1e4, noise=1e-3, series=(17,)),
