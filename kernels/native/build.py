@@ -46,9 +46,9 @@ FLAGS = {
     "matern.kernel.cc": ["-fno-tree-slp-vectorize"],
     "kalman_smoother_adjoint.kernel.cc": ["-O2"],  # compiles in two thirds of the time
 }
-UNCHECKED = {
-    "kalman_smoother_adjoint.kernel.cc": ["-fno-sanitize=undefined"]
-}  # else a quarter hour
+UNCHECKED = {  # what would take a quarter of an hour to compile
+    "kalman_smoother_adjoint.kernel.cc": ["-fno-sanitize=undefined"],
+}
 SANITIZE = "-fsanitize=address,undefined -fno-omit-frame-pointer -g -O1".split()
 
 
