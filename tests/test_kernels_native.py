@@ -173,5 +173,11 @@ def test_every_case_on_older_processors(isa):
     assert done.returncode == 0, done.stdout[-8000:]
 
 
+@needs_library
+@pytest.mark.skipif("VARAX_ISA" in os.environ, reason="another instruction set is asked for")
+def test_what_is_sanitized_is_what_runs():
+    assert native.LEVELS[build.level_here()] == native.instruction_set()
+
+
 def test_the_errors_of_the_kernels_are_public():
     assert issubclass(kernels.errors.NativeBuildError, kernels.errors.VaraxError)

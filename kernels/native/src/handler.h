@@ -58,6 +58,13 @@ void parallel(ffi::ThreadPool& pool, int64_t count, const Task& task) {
 
 }  // namespace varax
 
+// VARAX_PICK_OF(T, f): f_f32 or f_f64 as T is, the one that this machine runs.
+#define VARAX_PICK_OF(T, f)                                  \
+  [] {                                                       \
+    if constexpr (sizeof(T) == 4) return VARAX_PICK(f##_f32); \
+    else return VARAX_PICK(f##_f64);                         \
+  }()
+
 // VARAX_HANDLER(name, function, binding): an exported handler that Python finds by its name.
 #define VARAX_HANDLER(name, function, ...)                                              \
   extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* name(XLA_FFI_CallFrame* frame); \

@@ -27,15 +27,9 @@ ffi::Error value(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRe
   if (!problem.mean.data != !problem.cov.data || !problem.gain.data != !problem.white.data ||
       !problem.gain.data != !problem.precision.data)
     return ffi::Error::InvalidArgument("kalman: some results of a step are wanted, others not");
-  if constexpr (sizeof(T) == 4) {
-    auto groups = VARAX_PICK(kalman_groups_f32);
-    auto run = VARAX_PICK(kalman_value_f32);
-    parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
-  } else {
-    auto groups = VARAX_PICK(kalman_groups_f64);
-    auto run = VARAX_PICK(kalman_value_f64);
-    parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
-  }
+  auto groups = VARAX_PICK_OF(T, kalman_groups);
+  auto run = VARAX_PICK_OF(T, kalman_value);
+  parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
   return ffi::Error::Success();
 }
 
@@ -80,15 +74,9 @@ ffi::Error adjoint(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remaining
         return ffi::Error::InvalidArgument(
             "kalman: the derivative is mapped over series that were filtered one by one, or the other way around; "
             "take jax.vjp and call what it returns inside the same jax.vmap");
-  if constexpr (sizeof(T) == 4) {
-    auto groups = VARAX_PICK(kalman_groups_f32);
-    auto run = VARAX_PICK(kalman_adjoint_f32);
-    parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
-  } else {
-    auto groups = VARAX_PICK(kalman_groups_f64);
-    auto run = VARAX_PICK(kalman_adjoint_f64);
-    parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
-  }
+  auto groups = VARAX_PICK_OF(T, kalman_groups);
+  auto run = VARAX_PICK_OF(T, kalman_adjoint);
+  parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
   return ffi::Error::Success();
 }
 

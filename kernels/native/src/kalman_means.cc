@@ -38,10 +38,7 @@ ffi::Error means(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRe
   problem.white = read.out<T>("white", m, steps, true, true);
   problem.checkpoint = read.out<T>("checkpoints", n, checkpoints(steps), true, true);
   if (read.bad_count()) return ffi::Error::InvalidArgument(read.error);
-  auto run = [&] {
-    if constexpr (sizeof(T) == 4) return VARAX_PICK(kalman_means_f32);
-    else return VARAX_PICK(kalman_means_f64);
-  }();
+  auto run = VARAX_PICK_OF(T, kalman_means);
   parallel(pool, groups_of(problem.model.batch), [&](int64_t g) { run(&problem, g); });
   return ffi::Error::Success();
 }
@@ -67,10 +64,7 @@ ffi::Error means_adjoint(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Rem
   problem.d_H = read.out<T>("H", m * n, steps, varies[kH]);
   problem.sums = read.out<T>("the sums over series", n * m + 2 * m * m, steps, true);
   if (read.bad_count()) return ffi::Error::InvalidArgument(read.error);
-  auto run = [&] {
-    if constexpr (sizeof(T) == 4) return VARAX_PICK(kalman_means_adjoint_f32);
-    else return VARAX_PICK(kalman_means_adjoint_f64);
-  }();
+  auto run = VARAX_PICK_OF(T, kalman_means_adjoint);
   parallel(pool, groups_of(problem.model.batch), [&](int64_t g) { run(&problem, g); });
   return ffi::Error::Success();
 }

@@ -19,15 +19,9 @@ ffi::Error smoother(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remainin
   problem.to_cov = read.out<T>("covariances", n * n, steps, true);
   if (read.bad_count()) return ffi::Error::InvalidArgument(read.error);
   if (problem.model.batch == 0 || steps == 0) return ffi::Error::Success();
-  if constexpr (sizeof(T) == 4) {
-    auto groups = VARAX_PICK(kalman_groups_f32);
-    auto run = VARAX_PICK(kalman_smoother_f32);
-    parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
-  } else {
-    auto groups = VARAX_PICK(kalman_groups_f64);
-    auto run = VARAX_PICK(kalman_smoother_f64);
-    parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
-  }
+  auto groups = VARAX_PICK_OF(T, kalman_groups);
+  auto run = VARAX_PICK_OF(T, kalman_smoother);
+  parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
   return ffi::Error::Success();
 }
 
@@ -54,15 +48,9 @@ ffi::Error smoother_adjoint(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::
   if (read.bad_count()) return ffi::Error::InvalidArgument(read.error);
   if (steps == 0) return ffi::Error::InvalidArgument("kalman: no step to smooth");
   if (problem.model.batch == 0) return ffi::Error::Success();
-  if constexpr (sizeof(T) == 4) {
-    auto groups = VARAX_PICK(kalman_groups_f32);
-    auto run = VARAX_PICK(kalman_smoother_adjoint_f32);
-    parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
-  } else {
-    auto groups = VARAX_PICK(kalman_groups_f64);
-    auto run = VARAX_PICK(kalman_smoother_adjoint_f64);
-    parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
-  }
+  auto groups = VARAX_PICK_OF(T, kalman_groups);
+  auto run = VARAX_PICK_OF(T, kalman_smoother_adjoint);
+  parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
   return ffi::Error::Success();
 }
 
@@ -70,6 +58,6 @@ ffi::Error smoother_adjoint(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::
 }  // namespace varax
 
 VARAX_HANDLER(varax_kalman_smoother_f32, varax::smoother<float>, varax::kalman_binding());
+VARAX_HANDLER(varax_kalman_smoother_f64, varax::smoother<double>, varax::kalman_binding());
 VARAX_HANDLER(varax_kalman_smoother_adjoint_f32, varax::smoother_adjoint<float>, varax::kalman_binding());
 VARAX_HANDLER(varax_kalman_smoother_adjoint_f64, varax::smoother_adjoint<double>, varax::kalman_binding());
-VARAX_HANDLER(varax_kalman_smoother_f64, varax::smoother<double>, varax::kalman_binding());

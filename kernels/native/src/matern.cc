@@ -52,13 +52,8 @@ ffi::Error value(ffi::ThreadPool pool, ffi::AnyBuffer times, ffi::AnyBuffer y, f
       return ffi::Error::InvalidArgument("matern: residuals of a wrong size");
     of.kept = reinterpret_cast<T*>(kept->untyped_data());
   }
-  if constexpr (sizeof(T) == 4) {
-    auto run = VARAX_PICK(matern_value_f32);
-    parallel(pool, of.batch, [&](int64_t s) { run(&of, s); });
-  } else {
-    auto run = VARAX_PICK(matern_value_f64);
-    parallel(pool, of.batch, [&](int64_t s) { run(&of, s); });
-  }
+  auto run = VARAX_PICK_OF(T, matern_value);
+  parallel(pool, of.batch, [&](int64_t s) { run(&of, s); });
   return ffi::Error::Success();
 }
 
@@ -82,13 +77,8 @@ ffi::Error adjoint(ffi::ThreadPool pool, ffi::AnyBuffer times, ffi::AnyBuffer y,
   of.d_log_likelihood = reinterpret_cast<const T*>(d_log_likelihood.untyped_data());
   of.d_variance = reinterpret_cast<T*>(d_variance->untyped_data());
   of.d_length_scale = reinterpret_cast<T*>(d_length_scale->untyped_data());
-  if constexpr (sizeof(T) == 4) {
-    auto run = VARAX_PICK(matern_adjoint_f32);
-    parallel(pool, of.batch, [&](int64_t s) { run(&of, s); });
-  } else {
-    auto run = VARAX_PICK(matern_adjoint_f64);
-    parallel(pool, of.batch, [&](int64_t s) { run(&of, s); });
-  }
+  auto run = VARAX_PICK_OF(T, matern_adjoint);
+  parallel(pool, of.batch, [&](int64_t s) { run(&of, s); });
   return ffi::Error::Success();
 }
 
