@@ -21,10 +21,7 @@ def in_jax(
     back = getattr(module, "adjoint", kalman_adjoint.adjoint)
 
     def value(call: Call, *operands: Any) -> Any:
-        f = module.filtered
-        if call.batch is not None:
-            f = jax.vmap(f, tuple(0 if b else None for b in call.batched))
-        log_likelihood, *kept = f(*operands)
+        log_likelihood, *kept = over_batch(call, module.filtered, call.batched)(*operands)
         outputs = (log_likelihood, *kept[:2]) if call.statics["moments"] else (log_likelihood,)
         return outputs, tuple(kept) if call.save else ()
 
@@ -32,12 +29,17 @@ def in_jax(
         def one(operands: Any, residuals: Any, cotangents: Any) -> Any:
             return back(operands, residuals, cotangents, **call.statics)
 
-        if call.batch is not None:
-            axes = tuple(0 if b else None for b in call.batched)
-            one = jax.vmap(one, (axes, 0, 0))
-        return one(operands, residuals, cotangents)
+        axes = (tuple(call.batched), True, True)
+        return over_batch(call, one, axes)(tuple(operands), residuals, cotangents)
 
     return Implementation(name, platforms, value, adjoint, refuse=refuse)
+
+
+def over_batch(call: Call, f: Callable[..., Any], has: Any) -> Callable[..., Any]:
+    """`f` of one series over the call's batch, if there is one; `has`: which arguments have it."""
+    if call.batch is None:
+        return f
+    return jax.vmap(f, jax.tree.map(lambda batched: 0 if batched else None, tuple(has)))
 
 
 def empty(call: Call) -> str | None:

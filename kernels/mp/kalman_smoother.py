@@ -31,7 +31,7 @@ from . import (
 )
 from .kalman_checks import prepared
 from .kalman_definition import OPERANDS, by_time, symmetric
-from .kalman_in_jax import empty, too_short
+from .kalman_in_jax import empty, over_batch, too_short
 from .kalman_smoother_adjoint import added, adjoint
 from .small import factor, solved
 
@@ -111,19 +111,13 @@ def _in_jax(smoothed: Any, filtered: Any, back: Any) -> tuple[Value, Adjoint]:
             found = smoothed(*operands)
             return found, (*found[1:], *filtered(*operands)[1:]) if call.save else ()
 
-        return _over_batch(call, one, call.batched)(*operands)
+        return over_batch(call, one, call.batched)(*operands)
 
     def adjoint(call: Call, operands: Any, residuals: Any, cotangents: Any) -> Any:
         axes = (tuple(call.batched), True, True)
-        return _over_batch(call, back, axes)(tuple(operands), residuals, cotangents)
+        return over_batch(call, back, axes)(tuple(operands), residuals, cotangents)
 
     return value, adjoint
-
-
-def _over_batch(call: Call, f: Any, has: Any) -> Any:
-    if call.batch is None:
-        return f
-    return jax.vmap(f, jax.tree.map(lambda batched: 0 if batched else None, tuple(has)))
 
 
 def _smoothed_in_parallel(*operands: Any) -> Any:
