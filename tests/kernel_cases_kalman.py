@@ -173,7 +173,7 @@ SMOOTHER = [
     case("4-2-varying-mask", mp.kalman_smoother, 4, 2, 8, varying=True, mask=(8, 2)),
     case("one step", mp.kalman_smoother, 2, 1, 1),
     case("no step", mp.kalman_smoother, 2, 1, 0),
-    case("8-1", mp.kalman_smoother, 8, 1, 20),
+    case("8-1", mp.kalman_smoother, 8, 1, 20, draws=8),
     integrator("3-diffuse", 3, 100, prior=1e4, noise=1e-3, operation="kalman_smoother"),
     integrator(
         "lanes", 3, 100, prior=1e4, noise=1e-3, series=(17,), operation="kalman_smoother"

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import kernel_checks
 import numpy as np
 import pytest
-from kernel_cases_hmm import CASES, IN_PARALLEL, SMOOTHER_CASES, VITERBI_CASES, chain
+from kernel_cases_hmm import (
+    CASES,
+    IN_PARALLEL,
+    SMOOTHER_CASES,
+    SMOOTHER_IN_PARALLEL,
+    VITERBI_CASES,
+    chain,
+)
 from scipy.special import logsumexp, ndtri
 
 from varax import kernels
@@ -34,20 +41,23 @@ def operands(steps=6, states=3, dtype=jnp.float64, **options):
 
 
 # Every case in one precision and, quickly, half of them in the other one too.
-TRIED = [(case, np.float32) for case in CASES] + [(case, np.float64) for case in CASES[1::2]]
+TRIED = [
+    *((case, np.float32) for case in CASES + SMOOTHER_CASES),
+    *((case, np.float64) for case in CASES[1::2] + SMOOTHER_CASES[::2]),
+]
 
 
-@pytest.mark.thin(10)
+@pytest.mark.thin(16)
 @pytest.mark.parametrize("implementation", [NATIVE])
-@pytest.mark.parametrize(("case", "dtype"), [*TRIED, *((c, np.float64) for c in SMOOTHER_CASES)])
-def test_filter(case, implementation, dtype):
+@pytest.mark.parametrize(("case", "dtype"), TRIED, ids=str)
+def test_filter_and_smoother(case, implementation, dtype):
     with jax.enable_x64(True):
         kernel_checks.check(case, implementation, dtype)
 
 
-@pytest.mark.thin(6)
-@pytest.mark.parametrize("case", IN_PARALLEL, ids=str)
-def test_filter_in_parallel(case):
+@pytest.mark.thin(8)
+@pytest.mark.parametrize("case", IN_PARALLEL + SMOOTHER_IN_PARALLEL, ids=str)
+def test_filter_and_smoother_in_parallel(case):
     with jax.enable_x64(True):
         kernel_checks.check(case, "parallel", np.float32)
 
@@ -80,7 +90,8 @@ def enumerated(initial, transitions, logs):
 @pytest.mark.parametrize("implementation", EVERY)
 @pytest.mark.parametrize("varying", [False, True])
 def test_all_paths(implementation, varying):
-    with jax.enable_x64(True), kernels.using(hmm_filter=implementation):
+    using = kernels.using(hmm_filter=implementation, hmm_smoother=implementation)
+    with jax.enable_x64(True), using:
         initial, transitions, logs = operands(varying=varying, sparse=True)
         given = [np.asarray(x) for x in (initial, transitions, logs)]
         paths, score = enumerated(*given)
@@ -198,6 +209,11 @@ def test_impossible_data(implementation):
         assert (filtered[4:] == 0).all() and (filtered[:4].sum(1) > 0.99).all()
         slopes = jax.grad(lambda *a: hmm_filter(*a)[0], (0, 1, 2))(*given)
         assert all(jnp.isfinite(s).all() for s in slopes)
+    with kernels.using(hmm_smoother=implementation):
+        evidence, smoothed, pairs = hmm_smoother(*given)
+        assert evidence == -jnp.inf and (smoothed[4:] == 0).all()
+        slopes = jax.grad(lambda *a: sum(x.sum() for x in hmm_smoother(*a)[1:]), (0, 1, 2))(*given)
+        assert all(jnp.isfinite(s).all() for s in slopes)
 
 
 @pytest.mark.thin(2)
@@ -208,6 +224,8 @@ def test_nan_propagates(implementation, which):
     given[which] = given[which].at[(0,) * given[which].ndim].set(jnp.nan)
     with kernels.using(hmm_filter=implementation):
         assert jnp.isnan(hmm_filter(*given)[0])
+    with kernels.using(hmm_smoother=implementation):
+        assert jnp.isnan(hmm_smoother(*given)[0])
     if implementation != "parallel":
         with kernels.using(hmm_viterbi=implementation):
             path, score = hmm_viterbi(*given)

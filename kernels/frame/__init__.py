@@ -23,6 +23,6 @@ Read `implementation`, then `operation`, `primitives` and `batching`; `choice` s
 from .choice import using
 from .explain import explain
 from .implementation import Call, Implementation
-from .operation import Operation
+from .operation import Operation, over_batch
 
-__all__ = ["Call", "Implementation", "Operation", "explain", "using"]
+__all__ = ["Call", "Implementation", "Operation", "explain", "over_batch", "using"]

@@ -128,7 +128,7 @@ class Operation:
         def one(*operands: Any) -> Any:
             return self.outputs_and_residuals(call.save, operands, dict(call.statics))
 
-        return one(*operands) if call.batch is None else mapped(one, call.batched)(*operands)
+        return over_batch(call, one, call.batched)(*operands)
 
     def _xla_adjoint(self, call: Call, operands: Any, residuals: Any, cotangents: Any) -> Any:
         active = [i for i, x in enumerate(operands) if self.has_derivative(i, x)]
@@ -136,10 +136,8 @@ class Operation:
         def one(operands: Any, residuals: Any, cotangents: Any) -> Any:
             return self.gradient(operands, residuals, cotangents, active, dict(call.statics))
 
-        if call.batch is not None:
-            axes = tuple(0 if b else None for b in call.batched)
-            one = jax.vmap(one, in_axes=(axes, 0, 0))
-        found = dict(zip(active, one(operands, residuals, cotangents), strict=True))
+        back = over_batch(call, one, (tuple(call.batched), True, True))
+        found = dict(zip(active, back(tuple(operands), residuals, cotangents), strict=True))
         return tuple(found.get(i) for i in range(len(operands)))
 
     def has_derivative(self, i: int, operand: Any) -> bool:
@@ -154,6 +152,12 @@ def filled(cotangent: Any, operand: Any) -> Any:
     return jnp.zeros_like(operand) if cotangent is None else cotangent
 
 
-def mapped(f: Callable[..., Any], batched: tuple[bool, ...]) -> Callable[..., Any]:
-    """`f` over the batch axis of those operands that have one."""
-    return jax.vmap(f, in_axes=tuple(0 if b else None for b in batched))
+def over_batch(call: Call, f: Callable[..., Any], has: Any) -> Callable[..., Any]:
+    """`f` of one call over the call's batch, if there is one.
+
+    `has` says which of its arguments have the batch axis in front; of one that is a tuple, True or
+    False for all of it, or a tuple.
+    """
+    if call.batch is None:
+        return f
+    return jax.vmap(f, jax.tree.map(lambda batched: 0 if batched else None, tuple(has)))

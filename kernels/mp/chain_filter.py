@@ -24,6 +24,7 @@ from .chain_parallel import parallel_adjoint, parallel_value
 from .chain_steps import (
     MOST,
     attributes,
+    bounded,
     evidence_of,
     gains_and_weights,
     shift_of,
@@ -81,7 +82,7 @@ def filter_adjoint(operands: Any, residuals: Any, cotangents: Any) -> Any:
     def local(bar: Any, now: Any) -> Any:
         p, gain, weight = now
         a = bar - (bar * p).sum() + gain
-        return p * a, a * weight
+        return p * a, bounded(a * weight)
 
     def step(bar: Any, now: Any) -> Any:
         *here, before_bar, matrix = now

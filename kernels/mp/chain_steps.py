@@ -46,18 +46,45 @@ def blocked_sum(x: Any) -> Any:
     return jnp.pad(x, (0, -len(x) % block)).reshape(-1, block).sum(1).sum()
 
 
+def bounded(x: Any) -> Any:
+    """No infinities.
+
+    How much better a state would explain the data, that cannot be there, is a slope without bound:
+    it meets with zeros.
+    """
+    most = float(jnp.finfo(x.dtype).max) / 256  # sums stay finite too
+    return jnp.clip(x, -most, most)
+
+
 def gains_and_weights(logs: Any, shift: Any, scale: Any, evidence_bar: Any) -> Any:
     """What a step adds of the evidence's cotangent, and w / c."""
     weights = jnp.exp(jnp.minimum(logs - shift[:, None], MOST))
-    weights = weights / jnp.where(scale == 0, 1, scale)[:, None]
+    weights = bounded(weights / jnp.where(scale == 0, 1, scale)[:, None])
     return jnp.where(scale == 0, 0, evidence_bar), weights
+
+
+def slopes_and_weights(logs: Any, shift: Any, scale: Any) -> Any:
+    """For the slope of the evidence itself."""
+    return gains_and_weights(logs, shift, scale, jnp.ones((), logs.dtype))
+
+
+def smoother_bars(
+    transitions: Any, S: Any, evidence_bar: Any, p: Any, dp: Any, b: Any, db: Any, q: Any, dq: Any
+) -> Any:
+    """The smoother's cotangents, from what it consists of and tangents along its cotangents."""
+    dq = bounded(dq + bounded(evidence_bar * q))
+    logs_bar = dp * b + p * (db + evidence_bar * b)
+    transitions_bar = transitions_bar_of(transitions, p, dq[1:])
+    transitions_bar += transitions_bar_of(transitions, dp, q[1:])
+    transitions_bar += S * transitions_bar_of(transitions, p, q[1:])
+    return dq[0], bounded(transitions_bar), logs_bar
 
 
 def transitions_bar_of(transitions: Any, filtered: Any, q: Any) -> Any:
     """The cotangent of the transitions, from those of what was predicted."""
     if transitions.ndim == 3:
         return filtered[:-1, :, None] * q[:, None, :]
-    return jnp.einsum("ti,tj->ij", filtered[:-1], q)
+    return bounded(jnp.einsum("ti,tj->ij", filtered[:-1], q))
 
 
 def attributes(call: Call) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from .chain_checks import checked_chain, narrowed
 from .chain_decode import draw_operation, viterbi_operation
 from .chain_filter import filter_operation
+from .chain_smoother import smoother_operation
 
 
 def hmm_filter(initial: Any, transitions: Any, log_likelihoods: Any) -> tuple[jax.Array, jax.Array]:
@@ -65,12 +66,7 @@ def hmm_smoother(
         KernelShapeError, KernelDtypeError, KernelValueError: as `hmm_filter`.
     """
     operands, dtype = checked_chain("hmm_smoother", initial, transitions, log_likelihoods)
-
-    def evidence(transitions: Any, logs: Any) -> Any:
-        return filter_operation(operands[0], transitions, logs)[0]
-
-    value, (slopes, smoothed) = jax.value_and_grad(evidence, (0, 1))(*operands[1:])
-    return narrowed((value, smoothed, operands[1] * slopes), dtype)
+    return narrowed(smoother_operation(*operands), dtype)
 
 
 def hmm_viterbi(

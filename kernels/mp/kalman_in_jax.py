@@ -6,9 +6,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import jax
-
-from ..frame import Call, Implementation
+from ..frame import Call, Implementation, over_batch
 from . import kalman_adjoint
 
 SHORT = 64
@@ -33,13 +31,6 @@ def in_jax(
         return over_batch(call, one, axes)(tuple(operands), residuals, cotangents)
 
     return Implementation(name, platforms, value, adjoint, refuse=refuse)
-
-
-def over_batch(call: Call, f: Callable[..., Any], has: Any) -> Callable[..., Any]:
-    """`f` of one series over the call's batch, if there is one; `has`: which arguments have it."""
-    if call.batch is None:
-        return f
-    return jax.vmap(f, jax.tree.map(lambda batched: 0 if batched else None, tuple(has)))
 
 
 def empty(call: Call) -> str | None:

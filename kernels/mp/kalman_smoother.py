@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..frame import Call, Implementation, Operation
+from ..frame import Call, Implementation, Operation, over_batch
 from ..frame.implementation import Adjoint, Value
 from ..native import call as call_native
 from ..native import native
@@ -31,7 +31,7 @@ from . import (
 )
 from .kalman_checks import prepared
 from .kalman_definition import OPERANDS, by_time, symmetric
-from .kalman_in_jax import empty, over_batch, too_short
+from .kalman_in_jax import empty, too_short
 from .kalman_smoother_adjoint import added, adjoint
 from .small import factor, solved
 

@@ -33,6 +33,15 @@ struct HmmAdjoint {
   T *initial_bar, *transitions_bar, *log_likelihoods_bar;
 };
 
+// What the adjoint of the smoother reads (the filter's results; cotangents of the evidence [1] and, unless
+// null, of the smoothed probabilities and the expected transitions) and what it writes.
+template <class T>
+struct HmmSmootherAdjoint {
+  const T *filtered, *shift, *scale;
+  const T *evidence_bar, *smoothed_bar, *pairs_bar;
+  T *initial_bar, *transitions_bar, *log_likelihoods_bar;
+};
+
 // A batch of chains: pointers to the first, and how far apart they are (0: shared).
 template <class T>
 struct HmmBatch {
@@ -50,6 +59,8 @@ VARAX_DECLARE(void hmm_filter_f32(HmmChain<float>, HmmFiltered<float>);
               void hmm_filter_f64(HmmChain<double>, HmmFiltered<double>);
               void hmm_adjoint_f32(HmmChain<float>, HmmAdjoint<float>);
               void hmm_adjoint_f64(HmmChain<double>, HmmAdjoint<double>);
+              void hmm_smoother_adjoint_f32(HmmChain<float>, HmmSmootherAdjoint<float>);
+              void hmm_smoother_adjoint_f64(HmmChain<double>, HmmSmootherAdjoint<double>);
               void hmm_viterbi_f32(HmmChain<float>, int32_t*, float*);
               void hmm_viterbi_f64(HmmChain<double>, int32_t*, double*);
               void hmm_draw_f32(HmmChain<float>, const float*, const float*, int32_t*);
@@ -57,4 +68,8 @@ VARAX_DECLARE(void hmm_filter_f32(HmmChain<float>, HmmFiltered<float>);
               void hmm_lanes_filter_f32(const HmmBatch<float>&, const HmmFiltered<float>&, int64_t, int64_t);
               void hmm_lanes_filter_f64(const HmmBatch<double>&, const HmmFiltered<double>&, int64_t, int64_t);
               void hmm_lanes_adjoint_f32(const HmmBatch<float>&, const HmmAdjoint<float>&, int64_t, int64_t);
-              void hmm_lanes_adjoint_f64(const HmmBatch<double>&, const HmmAdjoint<double>&, int64_t, int64_t);)
+              void hmm_lanes_adjoint_f64(const HmmBatch<double>&, const HmmAdjoint<double>&, int64_t, int64_t);
+              void hmm_lanes_smoother_adjoint_f32(const HmmBatch<float>&, const HmmSmootherAdjoint<float>&, int64_t,
+                                                  int64_t);
+              void hmm_lanes_smoother_adjoint_f64(const HmmBatch<double>&, const HmmSmootherAdjoint<double>&, int64_t,
+                                                  int64_t);)

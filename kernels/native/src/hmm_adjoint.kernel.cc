@@ -12,8 +12,6 @@ namespace varax {
 namespace VARAX_ISA {
 namespace {
 
-constexpr int kSteps = 32;  // steps whose outer products are summed in registers
-
 template <class T, int L, int NV>
 struct Adjoint {
   typedef typename Lanes<T, L>::V V;
@@ -31,21 +29,6 @@ struct Adjoint {
         bar(rows.width()), total(rows.width() * rows.width()), exact(io.filtered_bar != nullptr) {
     if (!chain.varying && chain.steps > 1) rows.transpose(chain.transitions, matrix.at);
     for (int64_t t = 0; t < chain.steps; ++t) exact |= !(io.scale[t] > 0);
-  }
-
-  // w / c for steps first, ..., first + count - 1, and their filtered probabilities after row 0.
-  void prepare(int64_t first, int64_t count) {
-    rows.pad(chain.log_likelihoods + first * rows.states, count, w.at, -__builtin_inf());
-    rows.subtract(w.at, count, io.shift + first, w.at);
-    rows.exponentials(count, w.at);
-    for (int64_t t = 0; t < count; ++t) {
-      const T scale = io.scale[first + t], inverse = scale == 0 ? T(1) : 1 / scale;
-      T* row = w.at + t * rows.width();
-      for (int64_t v = 0; v < rows.count(); ++v) store(row + v * L, load<V>(row + v * L) * inverse);
-    }
-    const int64_t before = first > 0 ? 1 : 0;
-    rows.pad(io.filtered + (first - before) * rows.states, count + before,
-             p.at + (1 - before) * rows.width(), T(0));
   }
 
   // A_t x, for transitions that vary.
@@ -76,7 +59,7 @@ struct Adjoint {
       if (each || t == count - 1) add = (scale[t] == 0 ? T(0) : g) - rows.dot(bars, now);
       for (int64_t v = 0; v < vectors; ++v) {
         const V a = (NV == 1 ? last : load<V>(bars + v * L)) + add;
-        const V x = a * load<V>(to + v * L);
+        const V x = bounded<T>(a * load<V>(to + v * L));
         store(cotangent + v * L, x);
         store(to + v * L, a * load<V>(now + v * L));  // w is not needed any more
         if constexpr (NV == 1) last = x;
@@ -99,24 +82,6 @@ struct Adjoint {
     rows.unpad(w.at, count, io.log_likelihoods_bar + first * rows.states);
   }
 
-  // total[i] += sum_t p_{t-1,i} q_t for rows i, i + 1 and M vectors.
-  template <int M>
-  VARAX_INLINE void outer(int64_t i, int64_t v, int64_t from, int64_t count) {
-    V one[M] = {}, two[M] = {};
-    for (int64_t t = from; t < count; ++t) {
-      const T* x = p.at + t * rows.width() + i;
-      const T* y = q.at + t * rows.width() + v * L;
-      for (int m = 0; m < M; ++m) one[m] += x[0] * load<V>(y + m * L);
-      for (int m = 0; m < M; ++m) two[m] += x[1] * load<V>(y + m * L);
-    }
-    double* to = total.at + i * rows.width() + v * L;
-    for (int m = 0; m < M; ++m)
-      for (int l = 0; l < L; ++l) to[m * L + l] += one[m][l];
-    to += rows.width();
-    for (int m = 0; m < M; ++m)
-      for (int l = 0; l < L; ++l) to[m * L + l] += two[m][l];
-  }
-
   void transitions(int64_t first, int64_t count) {
     const int64_t from = first == 0 ? 1 : 0;
     const int64_t states = rows.states;
@@ -129,23 +94,7 @@ struct Adjoint {
       }
       return;
     }
-    if constexpr (NV == 1) {
-      V part[L] = {};
-      for (int64_t t = from; t < count; ++t) {
-        const T* x = p.at + t * L;
-        const V y = load<V>(q.at + t * L);
-#pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) part[i] += x[i] * y;
-      }
-      for (int i = 0; i < L; ++i)
-        for (int l = 0; l < L; ++l) total.at[i * L + l] += part[i][l];
-    } else {
-      for (int64_t i = 0; i < rows.width(); i += 2) {
-        int64_t v = 0;
-        for (; v + 4 <= rows.count(); v += 4) outer<4>(i, v, from, count);
-        for (; v < rows.count(); ++v) outer<1>(i, v, from, count);
-      }
-    }
+    add_outer(rows, p.at, q.at, from, count, total.at);
   }
 
   void run() {
@@ -155,7 +104,7 @@ struct Adjoint {
     for (int64_t b = blocks - 1; b >= 0; --b) {
       const int64_t first = b * kSteps;
       const int64_t count = chain.steps - first < kSteps ? chain.steps - first : kSteps;
-      prepare(first, count);
+      residuals(rows, chain, io.filtered, io.shift, io.scale, first, count, w.at, p.at);
       steps(first, count);
       transitions(first, count);
     }
@@ -163,7 +112,7 @@ struct Adjoint {
     if (chain.varying) return;
     for (int64_t i = 0; i < states; ++i)
       for (int64_t j = 0; j < states; ++j)
-        io.transitions_bar[i * states + j] = T(total.at[i * rows.width() + j]);
+        io.transitions_bar[i * states + j] = T(bounded<T>(total.at[i * rows.width() + j]));
   }
 };
 

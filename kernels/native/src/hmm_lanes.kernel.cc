@@ -1,61 +1,23 @@
 // Many chains of few states: one chain a lane, the filter and its adjoint as in hmm_filter and
 // hmm_adjoint. Every step is normalised, since the lanes hide what that waits for.
-#include "hmm_steps.h"
+#include "hmm_lanes.h"
 
 namespace varax {
 namespace VARAX_ISA {
 namespace {
 
-// The chains from, ..., from + count - 1 of a batch; lanes beyond them repeat the last one.
 template <class T, int K>
-struct Group {
-  static constexpr int L = kVectorBytes / int(sizeof(T));
-  typedef typename Lanes<T, L>::V V;
-  typedef typename Lanes<T, L>::I I;
+struct FilterGroup : Group<T, K> {
+  typedef Group<T, K> Base;
+  typedef typename Base::V V;
+  typedef typename Base::I I;
   typedef typename Bits<T>::Int Int;
+  using Base::Base, Base::L;
+  using Base::batch, Base::from, Base::count, Base::steps, Base::matrix, Base::w, Base::p, Base::q, Base::more;
+  using Base::chain, Base::fill, Base::fill_after, Base::logs, Base::residuals, Base::spill, Base::states,
+      Base::transitions;
   static constexpr T tiny = sizeof(T) == 4 ? T(1e-15) : T(1e-120);
   static constexpr T huge = sizeof(T) == 4 ? T(1e15) : T(1e120);
-
-  const HmmBatch<T>& batch;
-  const int64_t from, count, steps, states_;
-  Scratch<V> matrix, w, p, q, more;
-
-  Group(const HmmBatch<T>& batch, int64_t from, int64_t count)
-      : batch(batch), from(from), count(count), steps(batch.first.steps), states_(batch.first.states),
-        matrix(states_ * states_), w(kBlock * states_), p((kBlock + 1) * states_), q(kBlock * states_),
-        more(kBlock * states_) {
-    if (!batch.first.varying && steps > 1) fill(matrix.at, batch.first.transitions, batch.transitions_stride, states_ * states_);
-  }
-
-  VARAX_INLINE int64_t states() const { return K ? K : states_; }
-  int64_t chain(int lane) const { return from + (lane < count ? lane : count - 1); }
-
-  // to[i] = the chains' at[i], for `many` numbers in a row of each chain.
-  void fill(V* to, const T* at, int64_t stride, int64_t many) const {
-    T* lanes = reinterpret_cast<T*>(to);
-    for (int l = 0; l < L; ++l) {
-      const T* source = at + chain(l) * stride;
-      for (int64_t i = 0; i < many; ++i) lanes[i * L + l] = source[i];
-    }
-  }
-  void spill(const V* rows, T* at, int64_t stride, int64_t many) const {
-    const T* lanes = reinterpret_cast<const T*>(rows);
-    for (int l = 0; l < count; ++l) {
-      T* target = at + (from + l) * stride;
-      for (int64_t i = 0; i < many; ++i) target[i] = lanes[i * L + l];
-    }
-  }
-  const V* transitions(int64_t t) {
-    if (batch.first.varying) {
-      const int64_t square = states() * states();
-      fill(matrix.at, batch.first.transitions + (t - 1) * square, batch.transitions_stride, square);
-    }
-    return matrix.at;
-  }
-  void logs(int64_t first, int64_t rows) {
-    const HmmChain<T>& c = batch.first;
-    fill(w.at, c.log_likelihoods + first * states(), batch.log_likelihoods_stride, rows * states());
-  }
 
   void filter(const HmmFiltered<T>& out) {
     const int64_t k = states();
@@ -151,7 +113,7 @@ struct Group {
     const int64_t k = states(), square = k * k;
     const bool varying = batch.first.varying;
     const V zero = {};
-    V shift[kBlock], scale[kBlock], g;
+    V scale[kBlock], g;
     Scratch<V> bar(k), sums(square);
     Scratch<double> total(square * L);
     fill(&g, io.evidence_bar, 1, 1);
@@ -160,21 +122,12 @@ struct Group {
     const int64_t blocks = (steps + kBlock - 1) / kBlock;
     for (int64_t b = blocks - 1; b >= 0; --b) {
       const int64_t first = b * kBlock, rows = steps - first < kBlock ? steps - first : kBlock;
-      const int64_t before = first > 0 ? 1 : 0;
-      logs(first, rows);
-      fill(p.at + (1 - before) * k, io.filtered + (first - before) * k, steps * k, (rows + before) * k);
-      fill(shift, io.shift + first, steps, rows);
-      fill(scale, io.scale + first, steps, rows);
+      residuals(io, first, rows, scale);
       if (io.filtered_bar != nullptr) {  // row t: that of step first + t - 1
-        fill(more.at + (1 - before) * k, io.filtered_bar + (first - before) * k, steps * k, (rows - 1 + before) * k);
+        fill_after(more.at, io.filtered_bar, first, rows - 1);
         filtered_bar = more.at;
       }
       for (int64_t i = 0; i < square; ++i) sums.at[i] = zero;
-      for (int64_t t = 0; t < rows; ++t) {
-        V* x = w.at + t * k;
-        const V inverse = T(1) / (scale[t] == zero ? zero + T(1) : scale[t]);
-        for (int64_t j = 0; j < k; ++j) x[j] = exp_of<T, L>(x[j] - shift[t]) * inverse;
-      }
       for (int64_t t = rows - 1; t >= 0; --t) {
         const V *now = p.at + (t + 1) * k, *last = now - k;
         V *x = w.at + t * k, *cotangent = q.at + t * k;
@@ -183,7 +136,7 @@ struct Group {
         const V add = (scale[t] == zero ? zero : g) - dot;
         for (int64_t j = 0; j < k; ++j) {
           const V a = bar.at[j] + add;
-          cotangent[j] = a * x[j];
+          cotangent[j] = bounded<T>(a * x[j]);
           x[j] = a * now[j];
         }
         if (first + t == 0) break;
@@ -211,42 +164,23 @@ struct Group {
     spill(q.at, io.initial_bar, k, k);
     if (varying) return;
     for (int l = 0; l < count; ++l)
-      for (int64_t i = 0; i < square; ++i) io.transitions_bar[(from + l) * square + i] = T(total.at[i * L + l]);
+      for (int64_t i = 0; i < square; ++i) io.transitions_bar[(from + l) * square + i] = T(bounded<T>(total.at[i * L + l]));
   }
 };
-
-template <class T, int K, class F>
-void groups(const HmmBatch<T>& batch, int64_t from, int64_t count, F run) {
-  constexpr int L = Group<T, K>::L;
-  for (int64_t b = from; b < from + count; b += L) {
-    Group<T, K> group(batch, b, from + count - b < L ? from + count - b : L);
-    run(group);
-  }
-}
-
-template <class T, class F>
-void lanes(const HmmBatch<T>& batch, int64_t from, int64_t count, F run) {
-  switch (batch.first.states) {
-    case 2: return groups<T, 2>(batch, from, count, run);
-    case 3: return groups<T, 3>(batch, from, count, run);
-    case 4: return groups<T, 4>(batch, from, count, run);
-    default: return groups<T, 0>(batch, from, count, run);
-  }
-}
 
 }  // namespace
 
 void hmm_lanes_filter_f32(const HmmBatch<float>& batch, const HmmFiltered<float>& out, int64_t from, int64_t count) {
-  lanes(batch, from, count, [&](auto& group) { group.filter(out); });
+  lanes<FilterGroup>(batch, from, count, [&](auto& group) { group.filter(out); });
 }
 void hmm_lanes_filter_f64(const HmmBatch<double>& batch, const HmmFiltered<double>& out, int64_t from, int64_t count) {
-  lanes(batch, from, count, [&](auto& group) { group.filter(out); });
+  lanes<FilterGroup>(batch, from, count, [&](auto& group) { group.filter(out); });
 }
 void hmm_lanes_adjoint_f32(const HmmBatch<float>& batch, const HmmAdjoint<float>& io, int64_t from, int64_t count) {
-  lanes(batch, from, count, [&](auto& group) { group.adjoint(io); });
+  lanes<FilterGroup>(batch, from, count, [&](auto& group) { group.adjoint(io); });
 }
 void hmm_lanes_adjoint_f64(const HmmBatch<double>& batch, const HmmAdjoint<double>& io, int64_t from, int64_t count) {
-  lanes(batch, from, count, [&](auto& group) { group.adjoint(io); });
+  lanes<FilterGroup>(batch, from, count, [&](auto& group) { group.adjoint(io); });
 }
 
 }  // namespace VARAX_ISA

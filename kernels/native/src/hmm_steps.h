@@ -8,6 +8,15 @@ namespace varax {
 namespace VARAX_ISA {
 namespace {
 
+// No infinities: how much better a state would explain the data, that cannot be there, is a slope without
+// bound, and meets with zeros. Sums over a block stay finite too.
+template <class T, class V>
+VARAX_INLINE V bounded(V x) {
+  const V most = V{} + T(sizeof(T) == 4 ? 3.4028234663852886e38 / 256 : 1.7976931348623157e308 / 256);
+  x = x > most ? most : x;  // NaN stays
+  return x < -most ? -most : x;
+}
+
 constexpr int kBlock = 16;  // steps whose likelihoods, sums and quotients are computed together
 
 // Padding: L lanes, and NV vectors a row if known at compile time (otherwise 0).
@@ -31,6 +40,11 @@ struct Rows {
       for (int64_t j = 0; j < states; ++j) to[t * width() + j] = from[t * states + j];
       for (int64_t j = states; j < width(); ++j) to[t * width() + j] = fill;
     }
+  }
+  // Rows first, ..., first + count - 1 of `from` after row 0, and there the one before if there is one.
+  void pad_after(const T* from, int64_t first, int64_t count, T* to) const {
+    const int64_t before = first > 0 ? 1 : 0;
+    pad(from + (first - before) * states, count + before, to + (1 - before) * width(), T(0));
   }
   void unpad(const T* from, int64_t rows, T* to) const {
     if (states == width()) {
@@ -125,6 +139,68 @@ struct Rows {
     for (int64_t i = 0; i < all; i += full) store(w + i, exp_of<T, full>(load<Wide>(w + i)));
   }
 };
+
+constexpr int kSteps = 32;  // steps whose outer products are summed in registers
+
+// What an adjoint reads of steps first, ..., first + count - 1: likelihoods by their scale in w, filtered
+// probabilities in p from row 1 on; in row 0, if there is one, those of the step before.
+template <class T, int L, int NV>
+void residuals(const Rows<T, L, NV>& rows, const HmmChain<T>& chain, const T* filtered, const T* shift,
+               const T* scale, int64_t first, int64_t count, T* w, T* p) {
+  typedef typename Lanes<T, L>::V V;
+  rows.pad(chain.log_likelihoods + first * rows.states, count, w, -__builtin_inf());
+  rows.subtract(w, count, shift + first, w);
+  rows.exponentials(count, w);
+  for (int64_t t = 0; t < count; ++t) {
+    const T inverse = scale[first + t] == 0 ? T(1) : 1 / scale[first + t];
+    T* row = w + t * rows.width();
+    for (int64_t v = 0; v < rows.count(); ++v) store(row + v * L, bounded<T>(load<V>(row + v * L) * inverse));
+  }
+  rows.pad_after(filtered, first, count, p);
+}
+
+// total[i] += sum_t x_ti y_t for rows i, i + 1 and M vectors, t in [from, count).
+template <int M, class T, int L, int NV>
+VARAX_INLINE void add_outer(const Rows<T, L, NV>& rows, const T* x, const T* y, int64_t i, int64_t v, int64_t from,
+                            int64_t count, double* total) {
+  typedef typename Lanes<T, L>::V V;
+  V one[M] = {}, two[M] = {};
+  for (int64_t t = from; t < count; ++t) {
+    const T* a = x + t * rows.width() + i;
+    const T* b = y + t * rows.width() + v * L;
+    for (int m = 0; m < M; ++m) one[m] += a[0] * load<V>(b + m * L);
+    for (int m = 0; m < M; ++m) two[m] += a[1] * load<V>(b + m * L);
+  }
+  double* to = total + i * rows.width() + v * L;
+  for (int m = 0; m < M; ++m)
+    for (int l = 0; l < L; ++l) to[m * L + l] += one[m][l];
+  to += rows.width();
+  for (int m = 0; m < M; ++m)
+    for (int l = 0; l < L; ++l) to[m * L + l] += two[m][l];
+}
+
+// total += sum_t x_t y_t', t in [from, count): padded rows, and a padded matrix.
+template <class T, int L, int NV>
+void add_outer(const Rows<T, L, NV>& rows, const T* x, const T* y, int64_t from, int64_t count, double* total) {
+  typedef typename Lanes<T, L>::V V;
+  if constexpr (NV == 1) {
+    V part[L] = {};
+    for (int64_t t = from; t < count; ++t) {
+      const T* a = x + t * L;
+      const V b = load<V>(y + t * L);
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) part[i] += a[i] * b;
+    }
+    for (int i = 0; i < L; ++i)
+      for (int l = 0; l < L; ++l) total[i * L + l] += part[i][l];
+  } else {
+    for (int64_t i = 0; i < rows.width(); i += 2) {
+      int64_t v = 0;
+      for (; v + 4 <= rows.count(); v += 4) add_outer<4>(rows, x, y, i, v, from, count, total);
+      for (; v < rows.count(); ++v) add_outer<1>(rows, x, y, i, v, from, count, total);
+    }
+  }
+}
 
 // f<L, NV>(args...) for the narrowest vectors that hold `states`, or the widest and many of them.
 #define VARAX_HMM_WIDTHS(f, T, states, ...)                                     \
