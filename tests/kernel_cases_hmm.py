@@ -90,7 +90,9 @@ CASES = [
     filter_case("left-to-right", left_to_right(40, 6)),
     filter_case(
         "vmap-left-to-right",
-        lambda rng: [np.stack(x) for x in zip(*(left_to_right(20, 6)(rng) for _ in range(5)))],
+        lambda rng: [
+            np.stack(x) for x in zip(*(left_to_right(20, 6)(rng) for _ in range(5)), strict=True)
+        ],
         0,
     ),
     filter_case(
@@ -102,7 +104,9 @@ CASES = [
     filter_case("vmap-shared", chain(40, 4, batch=((), (), (19,))), (None, None, 0)),
     filter_case("vmap-transitions", chain(20, 5, batch=((), (6,), ())), (None, 0, None)),
     filter_case("vmap-varying", chain(9, 3, batch=((4,), (4,), (4,)), varying=True), 0),
-    filter_case("vmap-sparse", chain(40, 4, batch=((), (), (18,)), sparse=True), (None, None, 0), 8),
+    filter_case(
+        "vmap-sparse", chain(40, 4, batch=((), (), (18,)), sparse=True), (None, None, 0), 8
+    ),
     filter_case("vmap-wide", chain(20, 18, batch=((), (), (3,))), (None, None, 0)),
     filter_case("vmap-empty", chain(20, 3, batch=((), (), (0,))), (None, None, 0)),
 ]

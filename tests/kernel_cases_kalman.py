@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 from kernel_checks import Case
@@ -189,6 +191,49 @@ SMOOTHER = [
 ]  # fmt: skip
 
 
+def sampled(name, n, m, steps, *, draws=(3,), noise_has="", mask=None, **options):
+    """Draws, of noise that has the batch's axis or not."""
+
+    def call(noise, *arrays):
+        return of_arrays(functools.partial(mp.kalman_sample, noise), mask is not None)(*arrays)
+
+    def arrays(rng):
+        front = options.get("batch", ()) if noise_has == "batch" else ()
+        noise = rng.standard_normal((*front, *draws, steps, n))
+        model = chain(rng, n, m, steps, **options)
+        return noise, *model, *(() if mask is None else (rng.random(mask) < 0.7,))
+
+    axes = None
+    if "batch" in options:
+        in_batch = options["batched"]
+        axes = (
+            0 if noise_has else None,
+            *batched(in_batch, **({} if mask is None else {"m": None})),
+        )
+    return Case(name, "kalman_sample", call, arrays, axes)
+
+
+def noise_alone(noise, *arrays):
+    return jax.vmap(lambda noise: mp.kalman_sample(noise, *arrays[:7], b=arrays[7]))(noise)
+
+
+SAMPLE = [
+    *(sampled(f"{n}-1", n, 1, 9) for n in (1, 2, 3, 6, 8)),
+    sampled("one draw", 3, 1, 70, draws=()),
+    sampled("one step", 3, 2, 1),
+    sampled("4-2-varying-mask", 4, 2, 8, varying=True, mask=(8, 2)),
+    sampled("batch", 3, 1, 9, noise_has="batch", batch=(17,), batched=("y", "A")),
+    sampled("batch-of-models", 3, 1, 9, batch=(5,), batched=("y", "Q")),
+    sampled("batch-shared", 2, 2, 9, noise_has="batch", mask=(9, 2), batch=(5,), batched=("y",)),
+    Case(
+        "noise-alone",
+        "kalman_sample",
+        noise_alone,
+        lambda rng: (rng.standard_normal((4, 2, 9, 3)), *chain(rng, 3, 1, 9)),
+    ),
+]
+
+
 def matern(name, kind, steps, *, noise=(), spacing=1.0, axes=None, front=()):
     def function(times, y, variance, length_scale, noise_sd):
         return mp.matern_log_likelihood(times, y, kind, variance, length_scale, noise_sd)
@@ -216,4 +261,4 @@ MATERN = [
     matern("batch of segments", "5/2", 128, front=(3,), axes=(None, 0, 0, None, None)),
 ]
 
-CASES = [*FILTER, *SMOOTHER, *MATERN]
+CASES = [*FILTER, *SMOOTHER, *SAMPLE, *MATERN]

@@ -41,6 +41,8 @@ QUICK = {
     "kalman_filter-4-3-square_root",
     "kalman_filter-one step-native-float64",
     "kalman_smoother-3-1-native-float64",
+    "kalman_sample-3-1-native-float32",
+    "kalman_sample-batch-native-float64",
     *(f"matern_log_likelihood-{name}-native-float32" for name in ("5:2-one", "3:2-none")),
     *(f"matern_log_likelihood-3:2-{name}-native-float64" for name in ("each noise", "batch")),
 }

@@ -3,12 +3,12 @@
 Hassan, Sarkka & Garcia-Fernandez (2021), "Temporal parallelization of inference in HMMs".
 
 Products of the matrices diag(.) A diag(w) over ever longer stretches by `lax.associative_scan`: for
-machines where a step of a loop costs more than K^3 operations. A product is kept as diag(2^r) N, the
-rows of N having a maximum of order one and the whole numbers r the maximum zero, so that likelihoods
-may exclude states without anything vanishing, or losing digits, that is reached later on.
+machines where a step of a loop costs more than K^3 operations. A product is kept as diag(2^r) N,
+the rows of N having a maximum of order one and the whole numbers r the maximum zero: likelihoods
+may exclude states, and what is reached later on neither vanishes nor loses digits.
 
-The slope of the evidence is such products too, backwards. Cotangents of filtered probabilities, and
-tangents of either, are affine recursions: pbar_{t-1} = B_t pbar_t + b_t.
+The slope of the evidence is such products too, backwards. Cotangents of filtered probabilities and
+tangents are affine recursions: pbar_{t-1} = B_t pbar_t + b_t.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ def _saving(*operands: Any) -> Any:
 def _adjoint(operands: Any, residuals: Any, cotangents: Any) -> Any:
     """With d for tangents, s and S for the cotangents of the smoothed and of the transitions,
 
-    y = w_t / c_t (dp_{t-1} A_t + p_{t-1} (A_t * S)) + p_t s_t,    r_t = sum(y),    dp_t = y - p_t r_t
+    y = w_t / c_t (dp_{t-1} A_t + p_{t-1} (A_t * S)) + p_t s_t,    r_t = sum(y),
+    dp_t = y - p_t r_t,
     q_t = b_t * w_t / c_t,    dq_t = db_t * w_t / c_t + q_t (s_t - r_t),
     b_{t-1} = A_t q_t,    db_{t-1} = A_t dq_t + (A_t * S) q_t
     """
@@ -72,11 +73,11 @@ def _adjoint(operands: Any, residuals: Any, cotangents: Any) -> Any:
         q = bounded(b * w)
         return b, db, q, bounded(bounded(db * w) + bounded(q * (s - r)))
 
-    def backward(after: Any, now: Any) -> Any:
+    def backward(after: tuple[Any, Any], now: Any) -> Any:
         *here, matrices = now
         A, B = constant if matrices is None else matrices
-        *found, q, dq = local(*after, here)
-        return ((A * q).sum(1), bounded((A * dq + B * q).sum(1))), (*found, q, dq)
+        b, db, q, dq = local(*after, here)
+        return ((A * q).sum(1), bounded((A * dq + B * q).sum(1))), (b, db, q, dq)
 
     first = p[0] * (s[0] - (p[0] * s[0]).sum())
     at = (p[:-1], p[1:], s[1:], weights[1:], varying)

@@ -54,6 +54,15 @@ struct KalmanSmoother {
 };
 
 template <class T>
+struct KalmanSample {
+  KalmanModel<T> model;
+  Strided<const T> mean, cov;  // filtered
+  int64_t draws;               // of each series, one behind the other
+  Strided<const T> noise;
+  Strided<T> to;
+};
+
+template <class T>
 struct KalmanSmootherAdjoint {
   KalmanModel<T> model;
   Strided<const T> mean, cov, smoothed_mean, smoothed_cov;
@@ -96,6 +105,8 @@ VARAX_DECLARE(
     void kalman_adjoint_f64(const KalmanAdjoint<double>* problem, int64_t group);
     void kalman_smoother_f32(const KalmanSmoother<float>* problem, int64_t group);
     void kalman_smoother_f64(const KalmanSmoother<double>* problem, int64_t group);
+    void kalman_sample_f32(const KalmanSample<float>* problem, int64_t group);
+    void kalman_sample_f64(const KalmanSample<double>* problem, int64_t group);
     void kalman_smoother_adjoint_f32(const KalmanSmootherAdjoint<float>* problem, int64_t group);
     void kalman_smoother_adjoint_f64(const KalmanSmootherAdjoint<double>* problem, int64_t group);
     void kalman_means_f32(const KalmanMeans<float>* problem, int64_t group);

@@ -1,4 +1,4 @@
-// FFI handlers of the Kalman smoother and its adjoint.
+// FFI handlers of what goes back through time: the Kalman smoother, its adjoint, and posterior draws.
 #include "kalman_reader.h"
 
 namespace varax {
@@ -54,6 +54,30 @@ ffi::Error smoother_adjoint(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::
   return ffi::Error::Success();
 }
 
+template <class T>
+ffi::Error sample(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                  ffi::Span<const int64_t> sizes, ffi::Span<const int64_t> varies,
+                  ffi::Span<const int64_t> batched) {
+  Reader read{args, rets, 0, {}};
+  KalmanSample<T> problem{};
+  problem.model = model<T>(read, sizes, varies, batched);
+  if (!read.error.empty()) return ffi::Error::InvalidArgument(read.error);
+  const int64_t n = problem.model.n, steps = problem.model.steps, each = problem.model.batch * steps * n;
+  problem.mean = read.in<T>("filtered means", n, steps, true, true);
+  problem.cov = read.in<T>("filtered covariances", n * n, steps, true, true);
+  const int64_t all = read.arg < args.size() ? args.get<ffi::AnyBuffer>(read.arg)->element_count() : 0;
+  if (all == 0 || each == 0) return ffi::Error::Success();
+  problem.draws = all / each;
+  problem.noise = read.in<T>("noise", problem.draws * n, steps, true, true);
+  problem.to = read.out<T>("draws", problem.draws * n, steps, true);
+  if (read.bad_count()) return ffi::Error::InvalidArgument(read.error);
+  problem.noise.step = problem.to.step = n;
+  auto groups = VARAX_PICK_OF(T, kalman_groups);
+  auto run = VARAX_PICK_OF(T, kalman_sample);
+  parallel(pool, groups(&problem.model), [&](int64_t g) { run(&problem, g); });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace varax
 
@@ -61,3 +85,5 @@ VARAX_HANDLER(varax_kalman_smoother_f32, varax::smoother<float>, varax::kalman_b
 VARAX_HANDLER(varax_kalman_smoother_f64, varax::smoother<double>, varax::kalman_binding());
 VARAX_HANDLER(varax_kalman_smoother_adjoint_f32, varax::smoother_adjoint<float>, varax::kalman_binding());
 VARAX_HANDLER(varax_kalman_smoother_adjoint_f64, varax::smoother_adjoint<double>, varax::kalman_binding());
+VARAX_HANDLER(varax_kalman_sample_f32, varax::sample<float>, varax::kalman_binding());
+VARAX_HANDLER(varax_kalman_sample_f64, varax::sample<double>, varax::kalman_binding());

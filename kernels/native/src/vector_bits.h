@@ -1,4 +1,4 @@
-// What the headers of vectors share: the width of a register, how numbers lie in bits, and inlining.
+// What the headers of vectors share: the width of a register, how numbers lie in bits, scratch, inlining.
 #pragma once
 
 #include "varax.h"
@@ -44,6 +44,21 @@ VARAX_INLINE T number_of(typename Bits<T>::Int i) {
   __builtin_memcpy(&x, &i, sizeof(x));
   return x;
 }
+
+// Scratch memory on a cache line.
+template <class T>
+struct Scratch {
+  explicit Scratch(int64_t count) : all(__builtin_malloc(count * sizeof(T) + 64)) {
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(all) + 63) & ~uintptr_t(63);
+    at = reinterpret_cast<T*>(first);
+    for (int64_t i = 0; i < count; ++i) at[i] = T{};
+  }
+  ~Scratch() { __builtin_free(all); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  void* all;
+  T* at;
+};
 
 }  // namespace
 }  // namespace VARAX_ISA

@@ -112,21 +112,6 @@ VARAX_INLINE typename Lanes<T, L>::V exp_of(typename Lanes<T, L>::V x) {
   return nan ? x : small ? zero : scaled;
 }
 
-// Scratch memory on a cache line.
-template <class T>
-struct Scratch {
-  explicit Scratch(int64_t count) : all(__builtin_malloc(count * sizeof(T) + 64)) {
-    const uintptr_t first = (reinterpret_cast<uintptr_t>(all) + 63) & ~uintptr_t(63);
-    at = reinterpret_cast<T*>(first);
-    for (int64_t i = 0; i < count; ++i) at[i] = T{};
-  }
-  ~Scratch() { __builtin_free(all); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  void* all;
-  T* at;
-};
-
 }  // namespace
 }  // namespace VARAX_ISA
 }  // namespace varax
