@@ -78,6 +78,7 @@ PRODUCTS = [
         "covariance_matmul",
         matmul("rbf"),
         operands(9, 8, 2, 1, length=1e-3, shared=8),
+        draws=8,
     ),
     batched_case("vmap of v", "matern32", (None, None, 2, None, None, None)),
     batched_case("vmap of x", "matern52", (1, None, None, None, None, None)),

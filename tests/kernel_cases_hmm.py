@@ -83,7 +83,7 @@ CASES = [
     *(filter_case(f"varying-{n}x{k}", chain(n, k, varying=True)) for n, k in [(1, 2), (40, 5)]),
     filter_case("varying-20x33", chain(20, 33, varying=True)),
     filter_case("empty", chain(0, 3)),
-    filter_case("sparse", chain(60, 6, sparse=True)),
+    filter_case("sparse", chain(60, 6, sparse=True), None, 8),
     filter_case("steep", chain(60, 5, scale=200.0)),
     filter_case("flat", lambda rng: (*(a := chain(60, 5, scale=1e-6)(rng))[:2], a[2] - 1)),
     filter_case("excluding", excluding(50, 5)),

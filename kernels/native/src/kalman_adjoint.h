@@ -64,8 +64,8 @@ void adjoint(const KalmanAdjoint<typename X::T>& problem, int64_t group) {
   const int n = x.n(), M = x.m();
   const int64_t steps = of.steps;
   const E zero = E{}, half = X::broadcast(T(0.5)), two = X::broadcast(2);
-  Row Pf[N], D[N], mf = X::zero(), dm = X::zero();  // D, dm: cotangents of P, m
-  for (int i = 0; i < N; ++i) D[i] = Pf[i] = X::zero();
+  Row read_P[N], D[N], mf = X::zero(), dm = X::zero();  // D, dm: cotangents of P, m
+  for (int i = 0; i < N; ++i) D[i] = read_P[i] = X::zero();
   Gathered<X, Row, N> dA(problem.d_A), dQ(problem.d_Q);
   Gathered<X, Row, MX> dH(problem.d_H);
   Gathered<X, Row, 1> db(problem.d_b);
@@ -99,16 +99,20 @@ void adjoint(const KalmanAdjoint<typename X::T>& problem, int64_t group) {
     }
     const E* row = segment.kept + at * segment.width;
     const E *gain = row + n + n * n, *white = gain + n * M, *precision = white + M;
-    if constexpr (anew) {
+    const Row* Pf = read_P;
+    if constexpr (X::lanes > 1) {  // they lie there as rows
+      mf = *reinterpret_cast<const Row*>(row);
+      Pf = reinterpret_cast<const Row*>(row + N);
+    } else if constexpr (anew) {
       x.each_used([&](int i) VARAX_LAMBDA {
         X::set(mf, i, row[i]);
         Row r = X::zero();
         x.each_used([&](int j) VARAX_LAMBDA { X::set(r, j, row[n + i * n + j]); });
-        Pf[i] = r;
+        read_P[i] = r;
       });
     } else {
       x.load_rows(problem.mean, t, 1, &mf);
-      x.load_rows(problem.cov, t, n, Pf);
+      x.load_rows(problem.cov, t, n, read_P);
     }
     if (t + 1 < steps) {  // through the transition
       if (of.A.step) x.load_rows(of.A, t, n, A);
