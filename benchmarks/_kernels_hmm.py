@@ -40,6 +40,9 @@ def scan_filter(initial: Any, transitions: Any, logs: Any) -> Any:
     return jnp.log(scales).sum() + shift.sum(), filtered
 
 
+FILTERS: dict[str, Callable[..., Any]] = {"varax": hmm_filter, "plain XLA": scan_filter}
+
+
 def scan_viterbi(initial: Any, transitions: Any, logs: Any) -> Any:
     """The usual form: best predecessors remembered, then followed back."""
     a = jnp.log(transitions)
@@ -100,7 +103,7 @@ def filter_entry(steps: int, states: int) -> Entry:
     """Evidence and filtered probabilities."""
 
     def make() -> dict[str, Callable[[], Any]]:
-        found: dict[str, Any] = {"varax": hmm_filter, "plain XLA": scan_filter}
+        found = dict(FILTERS)
         if (peer := _dynamax()) is not None:
 
             def of_dynamax(*given: Any) -> Any:
@@ -120,10 +123,7 @@ def gradient_entry(steps: int, states: int) -> Entry:
     """Evidence and its gradient in all three operands."""
 
     def make() -> dict[str, Callable[[], Any]]:
-        found: dict[str, Any] = {
-            "varax": _with_gradient(hmm_filter),
-            "plain XLA": _with_gradient(scan_filter),
-        }
+        found = {name: _with_gradient(f) for name, f in FILTERS.items()}
         if (peer := _dynamax()) is not None:
             found["dynamax"] = jax.value_and_grad(
                 lambda *a: peer.hmm_filter(*a).marginal_loglik, (0, 1, 2)
@@ -136,29 +136,29 @@ def gradient_entry(steps: int, states: int) -> Entry:
     return Entry("hmm_filter", "value and gradient", size, make, bytes=moved, flops=flops)
 
 
-def batch_entry(series: int, steps: int, states: int) -> Entry:
+def batch_entry(series: int, steps: int, states: int, smoother: bool = False) -> Entry:
     """Many short chains by vmap."""
 
     def make() -> dict[str, Callable[[], Any]]:
-        forms: dict[str, Any] = {"varax": hmm_filter, "plain XLA": scan_filter}
-        found = {name: _over_series(_with_gradient(f)) for name, f in forms.items()}
+        if smoother:
+            forms = {"varax": _of_squares(hmm_smoother), "plain XLA": _of_squares(_by_gradient)}
+        else:
+            forms = {name: _with_gradient(f) for name, f in FILTERS.items()}
+        found = {name: _over_series(f) for name, f in forms.items()}
         return _bound(found, data(steps, states, (series,)))
 
     size = f"B={series} N={steps} K={states}"
-    moved = 5 * 4 * series * steps * states
-    flops = series * steps * (6 * states**2 + 30 * states)
-    return Entry("hmm_filter", "value and gradient, vmap", size, make, bytes=moved, flops=flops)
+    moved = (9 if smoother else 5) * 4 * series * steps * states
+    flops = series * steps * (6 * states**2 + 30 * states) * (3 if smoother else 1)
+    name = "hmm_smoother" if smoother else "hmm_filter"
+    return Entry(name, "value and gradient, vmap", size, make, bytes=moved, flops=flops)
 
 
 def smoother_entry(steps: int, states: int, gradient: bool = False) -> Entry:
     """Smoothed probabilities and expected transitions; or the gradient of their squares' sum."""
 
     def make() -> dict[str, Callable[[], Any]]:
-        def by_gradient(*given: Any) -> Any:
-            value, (_, transitions_bar, smoothed) = _with_gradient(scan_filter)(*given)
-            return value, smoothed, given[1] * transitions_bar
-
-        found: dict[str, Any] = {"varax": hmm_smoother, "plain XLA": by_gradient}
+        found: dict[str, Any] = {"varax": hmm_smoother, "plain XLA": _by_gradient}
         if (peer := _dynamax()) is not None:
 
             def of_dynamax(initial: Any, transitions: Any, logs: Any) -> Any:
@@ -176,6 +176,12 @@ def smoother_entry(steps: int, states: int, gradient: bool = False) -> Entry:
     flops = steps * (6 * states**2 + 30 * states) * (3 if gradient else 1)
     size = f"N={steps:.0e} K={states}"
     return Entry("hmm_smoother", what, size, make, bytes=moved, flops=flops)
+
+
+def _by_gradient(*given: Any) -> Any:
+    """The smoother as the slope of the filter's evidence."""
+    value, (_, transitions_bar, smoothed) = _with_gradient(scan_filter)(*given)
+    return value, smoothed, given[1] * transitions_bar
 
 
 def _of_squares(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -231,6 +237,7 @@ def entries(quick: bool) -> list[Entry]:
         batch_entry(64 if quick else 512, 200, 4),
         smoother_entry(10_000, 16),
         smoother_entry(10_000, 16, gradient=True),
+        batch_entry(64 if quick else 512, 200, 4, smoother=True),
         sample_entry(10_000, 16),
         viterbi_entry(10_000, 4),
         viterbi_entry(10_000, 32),

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from kernel_checks import Case
 
-from varax.kernels.mp.graph_messages import messages_operation
+from varax.kernels.mp.graph_messages import messages_operation, solve_operation
 
 
 def grid(n):
@@ -45,6 +45,23 @@ def case(name, arrays, *, axes=None, iterations=7, tolerance=0.0, damping=0.0, m
     return Case(name, "factor_graph", f if axes is None else jax.vmap(f, axes), arrays)
 
 
+def solve_case(name, of_graph, *, axes=None, transposed=False, damping=0.0, gone=False):
+    """Linear equations at any messages, also such as exclude a state."""
+    run = functools.partial(
+        solve_operation, iterations=7, tolerance=0.0, damping=damping, transposed=transposed
+    )
+
+    def arrays(rng):
+        unary, pairs, tables = of_graph(rng)
+        front, states = (*tables.shape[:-2], 2), unary.shape[-1]
+        messages = rng.dirichlet(np.ones(states), size=front)
+        if gone:
+            messages[..., ::2, 0, 0] = 0
+        return unary, pairs, tables, messages, rng.standard_normal((*front, states))
+
+    return Case(name, "factor_graph_solve", run if axes is None else jax.vmap(run, axes), arrays)
+
+
 NONE = np.zeros((0, 2))
 CASES = [
     case("grid", graph(36, 2, grid(6))),
@@ -57,4 +74,23 @@ CASES = [
     case("none", graph(3, 2, NONE)),
     case("no-sweeps", graph(9, 2, grid(3)), iterations=0),
     case("vmap", graph(9, 2, grid(3), batch=(5,)), axes=(0, None, 0)),
+]
+
+SOLVE_CASES = [
+    solve_case("grid", graph(36, 2, grid(6))),
+    solve_case("grid-back", graph(36, 3, grid(6)), transposed=True),
+    solve_case("grid-damped", graph(25, 5, grid(5)), damping=0.3),
+    solve_case("grid-zeros", graph(36, 4, grid(6), zeros=True), gone=True),
+    solve_case("grid-zeros-back", graph(36, 4, grid(6), zeros=True), gone=True, transposed=True),
+    solve_case("star-back", graph(12, 3, star(12)), transposed=True),
+    solve_case("one-state", graph(9, 1, grid(3))),
+    *(
+        solve_case(
+            f"vmap-{back}",
+            graph(9, 2, grid(3), batch=(5,)),
+            axes=(0, None, 0, 0, 0),
+            transposed=back,
+        )
+        for back in (False, True)
+    ),
 ]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import kernel_checks
 import numpy as np
 import pytest
-from kernel_cases_factor_graph import CASES, grid
+from kernel_cases_factor_graph import CASES, SOLVE_CASES, grid
 from scipy.special import logsumexp
 
 from varax import kernels
@@ -26,8 +26,8 @@ SLOWLY = [NATIVE, pytest.param("xla", marks=pytest.mark.slow)]
 @pytest.mark.thin(6)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("implementation", [NATIVE])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_messages(case, implementation, dtype):
+@pytest.mark.parametrize("case", CASES + SOLVE_CASES, ids=str)
+def test_messages_and_their_equations(case, implementation, dtype):
     with jax.enable_x64(True):
         kernel_checks.check(case, implementation, dtype)
 
@@ -100,7 +100,8 @@ def test_derivatives_on_a_tree(implementation):
     def log_partition(unary):
         return sum_product(FactorGraph(unary, graph.factors), tolerance=1e-13).log_partition
 
-    with jax.enable_x64(True), kernels.using(factor_graph=implementation):
+    both = {"factor_graph": implementation, "factor_graph_solve": implementation}
+    with jax.enable_x64(True), kernels.using(**both):
         unary = jnp.asarray(graph.unary)
         along = jnp.asarray(np.random.default_rng(2).standard_normal(unary.shape))
         slope = jax.jit(lambda x, v: jax.jvp(jax.grad(log_partition), (x,), (v,)))
@@ -121,7 +122,8 @@ def test_implicit_derivatives_on_a_loop(implementation):
         graph = FactorGraph(unary, ((pairs, tables),))
         return (sum_product(graph, tolerance=1e-14, damping=0.2).marginals ** 2).sum()
 
-    with jax.enable_x64(True), kernels.using(factor_graph=implementation):
+    both = {"factor_graph": implementation, "factor_graph_solve": implementation}
+    with jax.enable_x64(True), kernels.using(**both):
         slope = (jax.jit(jax.grad(f))(jnp.asarray(tables)) * along).sum()
         h = 1e-5
         finite = (f(tables + h * along) - f(tables - h * along)) / (2 * h)

@@ -14,6 +14,7 @@ derivatives are the marginals (Yedidia, Freeman & Weiss 2005), without any equat
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -21,7 +22,15 @@ import jax.numpy as jnp
 
 from .chain_steps import blocked_sum
 from .graph_checks import check_options, checked_graph
-from .graph_messages import beliefs, exponentials, joint, messages_operation, products, sweep
+from .graph_messages import (
+    beliefs,
+    exponentials,
+    joint,
+    messages_operation,
+    products,
+    solve_operation,
+    sweep,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -162,32 +171,18 @@ def _fixed_point(graph: FactorGraph, options: dict[str, Any]) -> Any:
         new = sweep(graph.unary, graph.factors, messages, maximum=False)
         return [n - m for n, m in zip(new, messages, strict=True)]
 
-    def solve(matvec: Any, b: Any) -> Any:
-        """x with matvec(x) = b, matvec = F' - I: x <- x + (1 - damping) (matvec(x) - b)."""
-        size = _largest(b)
-
-        def more(state: Any) -> Any:
-            _, done, change = state
-            return (done < options["iterations"]) & (change > options["tolerance"] * size)
-
-        def again(state: Any) -> Any:
-            x, done, _ = state
-            step = [(1 - options["damping"]) * (y - c) for y, c in zip(matvec(x), b, strict=True)]
-            return [u + s for u, s in zip(x, step, strict=True)], done + 1, _largest(step)
-
-        start = ([jnp.zeros_like(c) for c in b], jnp.int32(0), jnp.full_like(size, jnp.inf))
-        return jax.lax.while_loop(more, again, start)[0]
+    def solve(_: Any, b: Any, transposed: bool) -> Any:
+        """x with matvec(x) = b, matvec = F' - I."""
+        given = (*_flat(still), *found, *b)
+        return list(solve_operation(*given, transposed=transposed, **options))
 
     def tangent_solve(matvec: Any, b: Any) -> Any:
-        return jax.lax.custom_linear_solve(matvec, b, solve, transpose_solve=solve)
+        there, back = (functools.partial(solve, transposed=t) for t in (False, True))
+        return jax.lax.custom_linear_solve(matvec, b, there, transpose_solve=back)
 
     if any(m.size for m in found):
         found = jax.lax.custom_root(change, found, lambda _, x: x, tangent_solve)
     return tuple(found), done, residual
-
-
-def _largest(xs: Any) -> Any:
-    return jnp.stack([abs(x).max() for x in xs if x.size]).max()
 
 
 def _marginals(graph: FactorGraph, messages: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -136,9 +136,53 @@ def messages_definition(
     return (*messages, done, change)
 
 
+def solve_definition(
+    unary: Any, *rest: Any, iterations: int, tolerance: float, damping: float, transposed: bool
+) -> Any:
+    """x with x = J x - b, by x <- x + (1 - damping) (J x - b - x): the derivative of a fixed point.
+
+    Args:
+        unary: log weights, [V, K].
+        rest: variables and tables of each group in turn, the messages of each group, and its b.
+        iterations, damping: as for the messages.
+        tolerance: stop when x changes by no more than this times the largest b.
+        transposed: J is the slope of a sweep in the messages, or its transpose.
+    """
+    many = len(rest) // 4
+    groups, messages, b = _groups_of(rest[: 2 * many]), rest[2 * many : 3 * many], rest[3 * many :]
+
+    def of_messages(*messages: Any) -> Any:
+        return tuple(sweep(unary, groups, messages, maximum=False))
+
+    if transposed:
+        _, slope = jax.vjp(of_messages, *messages)
+    else:
+        _, along = jax.linearize(of_messages, *messages)
+        slope = lambda xs: along(*xs)  # noqa: E731
+    size = largest(b)
+
+    def more(state: Any) -> Any:
+        _, done, change = state
+        return (done < iterations) & (change > tolerance * size)
+
+    def again(state: Any) -> Any:
+        x, done, _ = state
+        step = [(1 - damping) * (y - u - c) for y, u, c in zip(slope(x), x, b, strict=True)]
+        x = tuple(u + s for u, s in zip(x, step, strict=True))
+        return x, done + 1, largest(step)
+
+    start = tuple(jnp.zeros_like(c) for c in b)
+    return jax.lax.while_loop(more, again, (start, jnp.int32(0), jnp.full_like(size, jnp.inf)))[0]
+
+
+def largest(xs: Any) -> Any:
+    """The largest magnitude in some arrays, of which one is not empty."""
+    return jnp.stack([abs(x).max() for x in xs if x.size]).max()
+
+
 def _refuse(call: Call) -> str | None:
-    factors = call.operands[1:]
-    if len(factors) != 2 or factors[0].shape[1] != 2:
+    factors = call.operands[1:3]
+    if len(call.operands) not in (3, 5) or factors[0].shape[1] != 2:
         return "has pairwise factors only"
     variables, states = call.operands[0].shape
     if (variables + 2 * factors[0].shape[0] + 1) * states * 16 > 2**31:
@@ -146,29 +190,37 @@ def _refuse(call: Call) -> str | None:
     return None
 
 
-def _native(call: Call, unary: Any, pairs: Any, tables: Any) -> Any:
+def _native(call: Call, *operands: Any) -> Any:
+    structs = _messages_struct(call)
+    front, dtype = structs.shape[:-3], structs.dtype
+    more = [jax.ShapeDtypeStruct(front, jnp.int32), jax.ShapeDtypeStruct(front, dtype)]
+    return _called(call, "factor_graph", "maximum", [structs, *more], operands)
+
+
+def _native_solve(call: Call, *operands: Any) -> Any:
+    return _called(call, "factor_graph_solve", "transposed", [_messages_struct(call)], operands)
+
+
+def _messages_struct(call: Call) -> jax.ShapeDtypeStruct:
     front = () if call.batch is None else (call.batch,)
-    variables, states = call.operands[0].shape
-    edges, dtype = call.operands[1].shape[0], call.operands[0].dtype
-    statics = call.statics
+    unary, pairs = call.operands[:2]
+    return jax.ShapeDtypeStruct((*front, pairs.shape[0], 2, unary.shape[1]), unary.dtype)
+
+
+def _called(call: Call, name: str, flag: str, results: Any, operands: Any) -> Any:
+    (variables, states), statics = call.operands[0].shape, call.statics
     out = native.call(
-        f"varax_factor_graph_{'f64' if dtype.name == 'float64' else 'f32'}",
-        [
-            jax.ShapeDtypeStruct((*front, edges, 2, states), dtype),
-            jax.ShapeDtypeStruct(front, jnp.int32),
-            jax.ShapeDtypeStruct(front, dtype),
-        ],
-        unary,
-        pairs,
-        tables,
+        f"varax_{name}_{'f64' if call.operands[0].dtype.name == 'float64' else 'f32'}",
+        results,
+        *operands,
         batch=np.int64(1 if call.batch is None else call.batch),
         variables=np.int64(variables),
         states=np.int64(states),
-        edges=np.int64(edges),
+        edges=np.int64(call.operands[1].shape[0]),
         iterations=np.int64(statics["iterations"]),
         tolerance=np.float64(statics["tolerance"]),
         damping=np.float64(statics["damping"]),
-        maximum=np.bool_(statics["maximum"]),
+        **{flag: np.bool_(statics[flag])},
     )
     return tuple(out), ()
 
@@ -184,4 +236,9 @@ messages_operation = _Messages(
     "factor_graph",
     messages_definition,
     implementations=(native.native(_native, refuse=_refuse),),
+)
+solve_operation = _Messages(
+    "factor_graph_solve",
+    solve_definition,
+    implementations=(native.native(_native_solve, refuse=_refuse),),
 )

@@ -26,6 +26,23 @@ struct GraphSweep {
   T damping;
   bool maximum;      // max-product instead of sum-product
   T* scratch;        // graph_scratch(states, largest degree) elements, aligned to 64 bytes
+  T* joint;          // the normalised products of factors and what comes in, as `tables`; or null
+};
+
+// The linear equation x = J x - given, J the slope of a sweep in the messages, or its transpose. What x is of lies
+// where the message goes out, or comes in if transposed; `before` is what the variable at the other end has there,
+// as x / message, or x if transposed. Its row `rows` holds zeros.
+template <class T>
+struct GraphSolve {
+  const T *joint, *sent;  // what a sweep gives
+  const T* inverse;       // 1 / message, or 0; as x lies
+  const T* given;
+  T* x;
+  const T* before;
+  T* after;
+  T damping;
+  bool transposed;
+  T* scratch;
 };
 
 inline int64_t graph_scratch(int64_t states, int64_t degree) {
@@ -34,9 +51,11 @@ inline int64_t graph_scratch(int64_t states, int64_t degree) {
 
 }  // namespace varax
 
-// graph_sweep_* updates groups from, ..., to - 1 and gives the largest change of a message;
+// graph_sweep_* and graph_solve_* update groups from, ..., to - 1 and gives the largest change of a message;
 // graph_exponentials_* are those of rows, less the maximum of each, in place.
 VARAX_DECLARE(float graph_sweep_f32(const GraphPlan&, const GraphSweep<float>&, int64_t from, int64_t to);
               double graph_sweep_f64(const GraphPlan&, const GraphSweep<double>&, int64_t from, int64_t to);
+              float graph_solve_f32(const GraphPlan&, const GraphSolve<float>&, int64_t from, int64_t to);
+              double graph_solve_f64(const GraphPlan&, const GraphSolve<double>&, int64_t from, int64_t to);
               void graph_exponentials_f32(const float* logs, float* to, int64_t rows, int64_t width);
               void graph_exponentials_f64(const double* logs, double* to, int64_t rows, int64_t width);)

@@ -71,6 +71,14 @@ struct Sweep {
             norm = maximum ? larger(norm, sum) : norm + sum;
           }
           const V inverse = T(1) / (norm == zero ? zero + T(1) : norm);
+          if (sweep.joint != nullptr) {
+            T* joint = sweep.joint + (table - tables);
+            for (int64_t x = 0; x < states; ++x)
+              for (int64_t y = 0; y < states; ++y) {
+                const int64_t at = (x * states + y) * kGraphLanes;
+                store(joint + at, cavity[x] * load<V>(table + at) * inverse);
+              }
+          }
           const int64_t own = (first + k) * states * kGraphLanes + lane;
           for (int64_t y = 0; y < states; ++y) {
             const V old = load<V>(before + own + y * kGraphLanes);
@@ -90,6 +98,89 @@ struct Sweep {
     return most;
   }
 };
+
+// A step of the damped iteration for a linear equation.
+template <class T, int K, bool transposed>
+struct Solve {
+  static constexpr int L = Sweep<T, K>::L;
+  typedef typename Lanes<T, L>::V V;
+
+  static T run(const GraphPlan& plan, const GraphSolve<T>& solve, int64_t from, int64_t to) {
+    const int64_t states = K ? K : plan.states;
+    const T rate = 1 - solve.damping;
+    const V zero = {};
+    V largest = {};
+    for (int64_t g = from; g < to; ++g) {
+      const int64_t first = plan.first[g], degree = plan.first[g + 1] - first;
+      for (int lane = 0; lane < kGraphLanes; lane += L) {
+        V *part = reinterpret_cast<V*>(solve.scratch), *sum = part + degree * states, *in = sum + states;
+        for (int64_t s = 0; s < states; ++s) sum[s] = zero;
+        for (int64_t k = 0; k < degree; ++k) {
+          const int32_t* at = plan.partner + (first + k) * kGraphLanes + lane;
+          const int64_t row = (first + k) * states, own = row * kGraphLanes + lane;
+          V *to_sum = part + k * states, *into = transposed ? in : to_sum;
+          V mean = zero;
+          for (int64_t s = 0; s < states; ++s) {
+            T other[L];
+            for (int l = 0; l < L; ++l) other[l] = solve.before[at[l] + s * kGraphLanes];
+            into[s] = load<V>(other);
+            if (transposed) mean += into[s] * load<V>(solve.sent + own + s * kGraphLanes);
+          }
+          if (transposed) {
+            const T* joint = solve.joint + row * states * kGraphLanes + lane;
+            for (int64_t x = 0; x < states; ++x) {
+              V all = zero;
+              for (int64_t y = 0; y < states; ++y)
+                all += load<V>(joint + (x * states + y) * kGraphLanes) * (in[y] - mean);
+              to_sum[x] = all;
+            }
+          }
+          for (int64_t s = 0; s < states; ++s) sum[s] += to_sum[s];
+        }
+        for (int64_t k = 0; k < degree; ++k) {
+          const int64_t row = (first + k) * states, own = row * kGraphLanes + lane;
+          const T* joint = solve.joint + row * states * kGraphLanes + lane;
+          const V* mine = part + k * states;
+          V total = zero;
+          if (!transposed) {
+            for (int64_t y = 0; y < states; ++y) in[y] = zero;
+            for (int64_t x = 0; x < states; ++x) {
+              const V rest = sum[x] - mine[x];
+              for (int64_t y = 0; y < states; ++y) in[y] += load<V>(joint + (x * states + y) * kGraphLanes) * rest;
+            }
+            for (int64_t y = 0; y < states; ++y) total += in[y];
+          }
+          for (int64_t s = 0; s < states; ++s) {
+            const int64_t at = own + s * kGraphLanes;
+            const V inverse = load<V>(solve.inverse + at), x = load<V>(solve.x + at);
+            const V image = transposed ? inverse * (sum[s] - mine[s]) : in[s] - load<V>(solve.sent + at) * total;
+            const V step = rate * (image - x - load<V>(solve.given + at)), next = x + step;
+            largest = Sweep<T, K>::larger(largest, step > zero ? step : -step);
+            store(solve.x + at, next);
+            store(solve.after + at, transposed ? next : next * inverse);
+          }
+        }
+      }
+    }
+    T most = 0;
+    for (int l = 0; l < L; ++l) most = largest[l] > most || largest[l] != largest[l] ? largest[l] : most;
+    return most;
+  }
+};
+
+template <class T, bool transposed>
+T solve(const GraphPlan& plan, const GraphSolve<T>& given, int64_t from, int64_t to) {
+  switch (plan.states) {
+    case 2: return Solve<T, 2, transposed>::run(plan, given, from, to);
+    case 3: return Solve<T, 3, transposed>::run(plan, given, from, to);
+    default: return Solve<T, 0, transposed>::run(plan, given, from, to);
+  }
+}
+
+template <class T>
+T solve(const GraphPlan& plan, const GraphSolve<T>& given, int64_t from, int64_t to) {
+  return given.transposed ? solve<T, true>(plan, given, from, to) : solve<T, false>(plan, given, from, to);
+}
 
 template <class T>
 T sweep(const GraphPlan& plan, const GraphSweep<T>& given, int64_t from, int64_t to) {
@@ -129,6 +220,12 @@ float graph_sweep_f32(const GraphPlan& plan, const GraphSweep<float>& given, int
 }
 double graph_sweep_f64(const GraphPlan& plan, const GraphSweep<double>& given, int64_t from, int64_t to) {
   return sweep(plan, given, from, to);
+}
+float graph_solve_f32(const GraphPlan& plan, const GraphSolve<float>& given, int64_t from, int64_t to) {
+  return solve(plan, given, from, to);
+}
+double graph_solve_f64(const GraphPlan& plan, const GraphSolve<double>& given, int64_t from, int64_t to) {
+  return solve(plan, given, from, to);
 }
 void graph_exponentials_f32(const float* logs, float* to, int64_t rows, int64_t width) {
   exponentials(logs, to, rows, width);
