@@ -119,11 +119,20 @@ IN_PARALLEL = [
     *(c for c in CASES if c.name in ("1x3", "excluding", "varying-40x5", "vmap-shared")),
 ]
 
-# For 50 steps, second derivatives in transitions that are zero are beyond float64 too.
+# Second derivatives in what is all but excluded are beyond float64 in 50 steps, and where rare events
+# decide, as rounding has them: the smoother's cases of that kind are milder.
 SMOOTHER_CASES = [
-    smoother_case(c)
-    for c in [*CASES, filter_case("excluding-9x4", excluding(9, 4))]
-    if c.name != "excluding"
+    *(smoother_case(c) for c in CASES if c.name not in ("excluding", "sparse", "vmap-sparse")),
+    smoother_case(filter_case("excluding-9x4", excluding(9, 4))),
+    smoother_case(filter_case("sparse", chain(60, 6, sparse=True, scale=1.0), None, 8)),
+    smoother_case(
+        filter_case(
+            "vmap-sparse",
+            chain(40, 4, batch=((), (), (18,)), sparse=True, scale=1.0),
+            (None, None, 0),
+            8,
+        )
+    ),
 ]
 # The parallel form's second derivatives lose a digit in the steep one.
 SMOOTHER_IN_PARALLEL = [

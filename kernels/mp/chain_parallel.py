@@ -97,7 +97,7 @@ def _stretch(matrices: Any, logs: Any) -> Stretch:
     r = jnp.round(many / math.log(2))
     rest = (many - r * 0.693359375) - r * (math.log(2) - 0.693359375)
     r = jnp.clip(r, -FAR, FAR).astype(jnp.int32)
-    return _normalised(r, joint * jnp.exp(rest)[..., None])
+    return _normalised(r, joint * jnp.exp(jnp.clip(rest, -1, 1))[..., None])
 
 
 def _normalised(r: Any, rows: Any) -> Stretch:

@@ -58,6 +58,44 @@ VARAX_INLINE typename X::Row across(const X& x, const typename X::Row* A, int i,
   return s;
 }
 
+// Of a state given the one after it, G' = S^-1 A P and F P F' + G W G', F = I - G A; S is the predicted covariance.
+// `to` may be W.
+template <class X>
+VARAX_INLINE void condition(const X& x, const Filter<X>& filter, const typename X::Row* P, const typename X::Row* W,
+                            typename X::Row* G, typename X::Row* to) {
+  using E = typename X::E;
+  using Row = typename X::Row;
+  constexpr int N = X::N;
+  const E half = X::broadcast(typename X::T(0.5));
+  const Row* A = filter.A;
+  Row predicted[N], F[N], FP[N], GW[N];  // F'
+  x.each_row([&](int i) VARAX_LAMBDA { G[i] = combine(x, A[i], P); });
+  filter.moved(G, predicted);
+  Factor<X>(predicted).solve(G);
+  x.each_row([&](int i) VARAX_LAMBDA {
+    F[i] = X::zero();
+    X::set(F[i], i, X::broadcast(1));
+    x.each([&](int k) VARAX_LAMBDA { F[i] = (-X::get(A[k], i)) * G[k] + F[i]; });
+  });
+  x.each_row([&](int i) VARAX_LAMBDA { FP[i] = combine(x, P[i], F); });
+  x.each_row([&](int i) VARAX_LAMBDA { GW[i] = combine(x, W[i], G); });
+  symmetric<true>(
+      x, to,
+      [&](int i, int j) VARAX_LAMBDA {
+        E s = X::get(F[0], i) * X::get(FP[0], j) + X::get(G[0], i) * X::get(GW[0], j);
+        for (int k = 1; k < N; ++k) {
+          s += X::get(F[k], i) * X::get(FP[k], j);
+          s += X::get(G[k], i) * X::get(GW[k], j);
+        }
+        return s;
+      },
+      [&](int i) VARAX_LAMBDA {
+        Row s = X::zero();
+        x.each([&](int k) VARAX_LAMBDA { s = X::get(G[k], i) * GW[k] + (X::get(F[k], i) * FP[k] + s); });
+        return half * s;
+      });
+}
+
 }  // namespace
 }  // namespace VARAX_ISA
 }  // namespace varax

@@ -33,15 +33,12 @@ VARAX_INLINE void columns(const X& x, const typename X::Row* V, typename X::Row*
 template <class X>
 void sample(const KalmanSample<typename X::T>& problem, int64_t group) {
   using T = typename X::T;
-  using E = typename X::E;
   using Row = typename X::Row;
   constexpr int N = X::N;
   const KalmanModel<T>& of = problem.model;
   const X x(group, of);
   const int n = x.n();
-  const E half = X::broadcast(T(0.5));
   Filter<X> filter(x, of);
-  const Row *A = filter.A, *Q = filter.Q;
   Scratch<Row> state(problem.draws);
   Row m = X::zero(), P[N], V[N], G[N], L[N];  // G', and the columns of V's factor
   for (int i = 0; i < N; ++i) P[i] = X::zero();
@@ -56,35 +53,8 @@ void sample(const KalmanSample<typename X::T>& problem, int64_t group) {
       for (int i = n; i < N; ++i) V[i] = X::zero();
     } else {
       filter.load_transition(t, false);
-      Row predicted[N], F[N], FP[N], GQ[N];  // F' = (I - G A)'
-      x.each_row([&](int i) VARAX_LAMBDA { G[i] = combine(x, A[i], P); });
-      filter.moved(G, predicted);
-      Factor<X>(predicted).solve(G);
       ahead = filter.moved(m);
-      x.each_row([&](int i) VARAX_LAMBDA {
-        F[i] = X::zero();
-        X::set(F[i], i, X::broadcast(1));
-        x.each([&](int k) VARAX_LAMBDA { F[i] = (-X::get(A[k], i)) * G[k] + F[i]; });
-      });
-      x.each_row([&](int i) VARAX_LAMBDA {
-        FP[i] = combine(x, P[i], F);
-        GQ[i] = combine(x, Q[i], G);
-      });
-      symmetric<true>(
-          x, V,
-          [&](int i, int j) VARAX_LAMBDA {
-            E s = X::get(F[0], i) * X::get(FP[0], j) + X::get(G[0], i) * X::get(GQ[0], j);
-            for (int k = 1; k < N; ++k) {
-              s += X::get(F[k], i) * X::get(FP[k], j);
-              s += X::get(G[k], i) * X::get(GQ[k], j);
-            }
-            return s;
-          },
-          [&](int i) VARAX_LAMBDA {
-            Row s = X::zero();
-            x.each([&](int k) VARAX_LAMBDA { s = X::get(G[k], i) * GQ[k] + (X::get(F[k], i) * FP[k] + s); });
-            return half * s;
-          });
+      condition(x, filter, P, filter.Q, G, V);
     }
     columns(x, V, L);
     Strided<const T> noise = problem.noise;
