@@ -9,8 +9,9 @@ import pytest
 from kernel_cases_hmm import chain, excluding, filter_case
 
 from varax import kernels
-from varax.kernels.mp import hmm_filter
+from varax.kernels.mp import hmm_filter, hmm_smoother
 from varax.kernels.mp.chain_filter import filter_operation
+from varax.kernels.mp.chain_smoother import smoother_operation
 from varax.kernels.pallas import cuda_capability, hmm
 
 SHARED = (None, None, 0)
@@ -57,6 +58,23 @@ def test_the_gpu_kernel_equals_the_definition(case):
     operands = case.arrays(np.random.default_rng(0))
     with jax.enable_x64(True):
         pallas_forms.check_interpreted_gpu(hmm, operands, tuple(a == 0 for a in case.axes))
+
+
+def test_the_smoother_is_by_the_same_kernels():
+    given = [jnp.asarray(a, jnp.float32) for a in batch(9, 3, 4)(np.random.default_rng(0))]
+    smoothers = jax.vmap(hmm_smoother, SHARED)
+    by_pallas = hmm.smoother(hmm.form("tpu", "pallas_interpreted", "cpu", interpret=True))
+    smoother_operation.add(by_pallas)
+    try:
+        with kernels.using(hmm_smoother=by_pallas.name):
+            found = jax.jit(smoothers)(*given)
+    finally:
+        smoother_operation.implementations.remove(by_pallas)
+    with kernels.using(hmm_smoother="xla"):
+        for a, b in zip(found, smoothers(*given), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    batches = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((3,), (3, 3), (64, 9, 3))]
+    assert "tpu   pallas" in str(kernels.explain(smoothers, *batches))
 
 
 def test_filtered_probabilities_have_derivatives_too():

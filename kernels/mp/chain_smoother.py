@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from .. import native
 from ..frame import Call, Implementation, Operation
+from ..frame.implementation import Value
 from .chain_filter import NATIVE as NATIVE_FILTER
 from .chain_filter import filter_adjoint, filter_saving
 from .chain_parallel import parallel_smoother, parallel_smoother_adjoint
@@ -92,13 +93,17 @@ def _adjoint(operands: Any, residuals: Any, cotangents: Any) -> Any:
     return smoother_bars(transitions, S, evidence_bar, p, dp, *found)
 
 
-def _native_value(call: Call, *operands: Any) -> Any:
-    saving = dataclasses.replace(call, save=True)
-    (evidence, _), kept = NATIVE_FILTER.value(saving, *operands)
-    one = jnp.ones_like(evidence)
-    assert NATIVE_FILTER.adjoint is not None
-    _, slope, smoothed = NATIVE_FILTER.adjoint(call, operands, kept, (one, None))
-    return (evidence, smoothed, operands[1] * slope), kept if call.save else ()
+def smoothed_by(form: Implementation) -> Value:
+    """The smoother's value by a form of the filter and its adjoint."""
+    back = form.adjoint
+    assert back is not None
+
+    def value(call: Call, *operands: Any) -> Any:
+        (evidence, _), kept = form.value(dataclasses.replace(call, save=True), *operands)
+        _, slope, smoothed = back(call, operands, kept, (jnp.ones_like(evidence), None))
+        return (evidence, smoothed, operands[1] * slope), kept if call.save else ()
+
+    return value
 
 
 def _native_adjoint(call: Call, operands: Any, residuals: Any, cotangents: Any) -> Any:
@@ -124,7 +129,7 @@ smoother_operation = Operation(
     saving=_saving,
     adjoint=_adjoint,
     implementations=(
-        native.native(_native_value, _native_adjoint),
+        native.native(smoothed_by(NATIVE_FILTER), _native_adjoint),
         Implementation("parallel", ("cuda", "tpu"), *_parallel),
     ),
 )

@@ -1,4 +1,4 @@
-"""The Pallas forms of `hmm_filter`: Mosaic TPU, Mosaic GPU.
+"""The Pallas forms of `hmm_filter` and `hmm_smoother`: Mosaic TPU, Mosaic GPU.
 
 Batches of chains that share their transitions, one chain a lane (TPU) or a thread (GPU), in blocks
 of steps. A single chain, or a few, are for the form that is parallel in time: a step of a loop
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from ..frame import Call, Implementation
 from ..mp.chain_filter import filter_operation as operation
+from ..mp.chain_smoother import smoothed_by, smoother_operation
 from ..mp.chain_steps import evidence_of, transitions_bar_of
 from .capability import too_old
 from .limits import only_float32, some_size_is_zero
@@ -91,5 +92,13 @@ def _not_served(call: Call, fewest: int, most: int) -> str | None:
     return None
 
 
+def smoother(filter_form: Implementation) -> Implementation:
+    """The smoother by a form of the filter; its derivative is another form's."""
+    by = smoothed_by(filter_form)
+    return Implementation(filter_form.name, filter_form.platforms, by, refuse=filter_form.refuse)
+
+
 for _backend in _FILES:
-    operation.add(form(_backend))
+    _form = form(_backend)
+    operation.add(_form)
+    smoother_operation.add(smoother(_form))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from ..mp.chain_steps import MOST, least_usual
+from ..mp.chain_steps import MOST, bounded, least_usual
 from .padding import padded
 
 CHAINS = 128  # threads of a warpgroup
@@ -132,7 +132,8 @@ def backward(
         for k in range(states):
             a = bar[k] + add
             logs_bar[t, k] = p[k] * a
-            found.append(a * (jnp.exp(jnp.minimum(logs[t, k] - by, MOST)) / by_scale))
+            weight = bounded(jnp.exp(jnp.minimum(logs[t, k] - by, MOST)) / by_scale)
+            found.append(bounded(a * weight))
             q[t, k] = found[k]
         return tuple(
             _sum(matrix[i * states + j] * found[j] for j in range(states)) for i in range(states)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ..mp.chain_steps import MOST, shift_of
+from ..mp.chain_steps import MOST, bounded, shift_of
 from .padding import padded, up
 
 LANES, SUBLANES = 128, 8
@@ -140,8 +140,8 @@ def backward(
             a = bar - (bar * p).sum(0, keepdims=True) + gain
             weights = jnp.exp(jnp.minimum(logs[t] - by, MOST)) / jnp.where(c == 0, 1.0, c)
             logs_bar[t] = p * a
-            q[t] = a * weights
-            return _product(transitions[...], a * weights)
+            q[t] = bounded(a * bounded(weights))
+            return _product(transitions[...], q[t])
 
         carry[...] = jax.lax.fori_loop(0, size, step, carry[...])
 
