@@ -119,8 +119,8 @@ IN_PARALLEL = [
     *(c for c in CASES if c.name in ("1x3", "excluding", "varying-40x5", "vmap-shared")),
 ]
 
-# Second derivatives in what is all but excluded are beyond float64 in 50 steps, and where rare events
-# decide, as rounding has them: the smoother's cases of that kind are milder.
+# Second derivatives in what is all but excluded are beyond float64 in 50 steps, and where rare
+# events decide, as rounding has them: the smoother's cases of that kind are milder.
 SMOOTHER_CASES = [
     *(smoother_case(c) for c in CASES if c.name not in ("excluding", "sparse", "vmap-sparse")),
     smoother_case(filter_case("excluding-9x4", excluding(9, 4))),
