@@ -398,6 +398,8 @@ def test_wrong_arguments_are_refused(change, error, match, function):
 def test_wrong_noise_is_refused():
     with pytest.raises(SHAPE, match="noise does not fit"):
         mp.kalman_sample(np.ones((3, 2)), **GOOD)
+    with pytest.raises(SHAPE, match=r"of key[\s\S]*jax.random.normal\(key, "):
+        mp.kalman_sample(jax.random.key(0), **GOOD)
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,8 @@ def kalman_sample(
         raise KernelShapeError(
             "The noise does not fit the states.",
             expected=f"noise[..., t, n], t = {steps}, n = {n}",
-            got=f"noise{list(noise.shape)}",
+            got=f"noise{list(noise.shape)} of {noise.dtype}",
+            fix=f"jax.random.normal(key, ({steps}, {n})), or ({steps}, {n}) behind the draws",
         )
     if noise.size == 0:
         return back(noise)
