@@ -77,19 +77,7 @@ ffi::Error messages(ffi::ThreadPool pool, int64_t batch, int64_t variables, int6
 
 template <ffi::DataType type>
 auto binding() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::ThreadPool>()
-      .template Attr<int64_t>("batch")
-      .template Attr<int64_t>("variables")
-      .template Attr<int64_t>("states")
-      .template Attr<int64_t>("edges")
-      .template Attr<int64_t>("iterations")
-      .template Attr<double>("tolerance")
-      .template Attr<double>("damping")
-      .template Attr<bool>("maximum")
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<ffi::S32>>()
-      .template Arg<ffi::Buffer<type>>()
+  return graph_binding<type>("maximum")
       .template Ret<ffi::Buffer<type>>()
       .template Ret<ffi::Buffer<ffi::S32>>()
       .template Ret<ffi::Buffer<type>>();

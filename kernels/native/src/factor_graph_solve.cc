@@ -91,22 +91,7 @@ ffi::Error solve(ffi::ThreadPool pool, int64_t batch, int64_t variables, int64_t
 
 template <ffi::DataType type>
 auto binding() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::ThreadPool>()
-      .template Attr<int64_t>("batch")
-      .template Attr<int64_t>("variables")
-      .template Attr<int64_t>("states")
-      .template Attr<int64_t>("edges")
-      .template Attr<int64_t>("iterations")
-      .template Attr<double>("tolerance")
-      .template Attr<double>("damping")
-      .template Attr<bool>("transposed")
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<ffi::S32>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Ret<ffi::Buffer<type>>();
+  return with_buffers<type, 2, 1>(graph_binding<type>("transposed"));
 }
 
 }  // namespace

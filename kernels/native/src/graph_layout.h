@@ -144,6 +144,24 @@ struct Graphs {
   }
 };
 
+// What handlers of graphs are told and read first: weights of variables, pairs, weights of factors.
+template <ffi::DataType type>
+auto graph_binding(const char* flag) {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .template Attr<int64_t>("batch")
+      .template Attr<int64_t>("variables")
+      .template Attr<int64_t>("states")
+      .template Attr<int64_t>("edges")
+      .template Attr<int64_t>("iterations")
+      .template Attr<double>("tolerance")
+      .template Attr<double>("damping")
+      .template Attr<bool>(flag)
+      .template Arg<ffi::Buffer<type>>()
+      .template Arg<ffi::Buffer<ffi::S32>>()
+      .template Arg<ffi::Buffer<type>>();
+}
+
 inline ffi::Error wrong_graph(const char* what) {
   return ffi::Error::InvalidArgument(std::string("factor_graph: ") + what);
 }

@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <type_traits>
+#include <utility>
 
 #include "varax.h"
 #include "xla/ffi/api/ffi.h"
@@ -54,6 +55,20 @@ void parallel(ffi::ThreadPool& pool, int64_t count, const Task& task) {
   run();
   std::unique_lock<std::mutex> lock(state->mutex);
   state->all.wait(lock, [&] { return state->done.load() == count; });
+}
+
+// `binding` with so many more arguments and results of one dtype: at least one. Bindings cannot be moved.
+template <ffi::DataType type, int args, int rets, class Binding>
+auto with_buffers(Binding&& binding) {
+  if constexpr (args == 0 && rets == 1) {
+    return std::move(binding).template Ret<ffi::Buffer<type>>();
+  } else if constexpr (args == 1 && rets == 0) {
+    return std::move(binding).template Arg<ffi::Buffer<type>>();
+  } else if constexpr (args > 0) {
+    return with_buffers<type, args - 1, rets>(std::move(binding).template Arg<ffi::Buffer<type>>());
+  } else {
+    return with_buffers<type, 0, rets - 1>(std::move(binding).template Ret<ffi::Buffer<type>>());
+  }
 }
 
 }  // namespace varax

@@ -52,22 +52,13 @@ ffi::Error draw(ffi::ThreadPool pool, int64_t batch, int64_t steps, int64_t stat
 }
 
 template <ffi::DataType type>
-auto viterbi_binding() {
-  return hmm_attributes()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Ret<ffi::Buffer<ffi::S32>>()
-      .template Ret<ffi::Buffer<type>>();
+auto draw_binding() {
+  return with_buffers<type, 3, 0>(hmm_attributes()).template Ret<ffi::Buffer<ffi::S32>>();
 }
 
 template <ffi::DataType type>
-auto draw_binding() {
-  return hmm_attributes()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Ret<ffi::Buffer<ffi::S32>>();
+auto viterbi_binding() {
+  return with_buffers<type, 0, 1>(draw_binding<type>());
 }
 
 }  // namespace

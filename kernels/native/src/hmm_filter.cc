@@ -101,31 +101,12 @@ ffi::Error adjoint(ffi::ThreadPool pool, int64_t batch, int64_t steps, int64_t s
 
 template <ffi::DataType type>
 auto filter_binding() {
-  return hmm_attributes()
-      .template Attr<bool>("save")
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Ret<ffi::Buffer<type>>()
-      .template Ret<ffi::Buffer<type>>()
-      .template Ret<ffi::Buffer<type>>()
-      .template Ret<ffi::Buffer<type>>();
+  return with_buffers<type, 3, 4>(hmm_attributes().template Attr<bool>("save"));
 }
 
 template <ffi::DataType type>
 auto adjoint_binding() {
-  return hmm_attributes()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Ret<ffi::Buffer<type>>()
-      .template Ret<ffi::Buffer<type>>()
-      .template Ret<ffi::Buffer<type>>();
+  return with_buffers<type, 8, 3>(hmm_attributes());
 }
 
 }  // namespace

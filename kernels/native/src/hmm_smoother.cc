@@ -54,19 +54,7 @@ ffi::Error smoother_adjoint(ffi::ThreadPool pool, int64_t batch, int64_t steps, 
 
 template <ffi::DataType type>
 auto binding() {
-  return hmm_attributes()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Arg<ffi::Buffer<type>>()
-      .template Ret<ffi::Buffer<type>>()
-      .template Ret<ffi::Buffer<type>>()
-      .template Ret<ffi::Buffer<type>>();
+  return with_buffers<type, 9, 3>(hmm_attributes());
 }
 
 }  // namespace
