@@ -112,7 +112,7 @@ def kalman_sample(
             "The noise does not fit the states.",
             expected=f"noise[..., t, n], t = {steps}, n = {n}",
             got=f"noise{list(noise.shape)} of {noise.dtype}",
-            fix=f"jax.random.normal(key, ({steps}, {n})), or ({steps}, {n}) behind the draws",
+            fix=f"jax.random.normal(key, ({steps}, {n})), or (draws, {steps}, {n})",
         )
     if noise.size == 0:
         return back(noise)
